@@ -1,0 +1,141 @@
+"""Writing files and folders so that a reader never sees half of one.
+
+Everything kerasllm writes goes to a temporary name beside its destination, is flushed to the disk, and is then renamed:
+a crash, a full disk or Ctrl-C leaves the old content (or nothing), never a part.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from kerasllm.errors import InputError
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a temporary file that takes the name `path` when the block ends without an error.
+
+    Args:
+        path: Destination; replaced if it exists. Its folder is created.
+        mode: `"wb"` for bytes or `"w"` for UTF-8 text with `\\n` line ends.
+
+    Yields:
+        The open file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = {"encoding": "utf-8", "newline": "\n"} if "b" not in mode else {}
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Fill a temporary folder that takes the name `path` when the block ends without an error.
+
+    Args:
+        path: Destination folder.
+        overwrite: Replace an existing folder. Otherwise one that exists is an error, raised before any work is done.
+
+    Yields:
+        The temporary folder (beside the destination, so that the rename stays on one file system).
+
+    Raises:
+        InputError: The destination exists and `overwrite` is false, or it is a file.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or (not overwrite and any(path.iterdir()))):
+        raise InputError(f"{path}: exists already; choose another output or pass overwrite (--overwrite)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync_file(file)
+        os.chmod(temporary, 0o777 & ~_umask())
+        _swap(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write `content` atomically as indented UTF-8 JSON with readable (not escaped) Chinese."""
+    with atomic_file(path, "w") as file:
+        json.dump(content, file, ensure_ascii=False, indent=2, allow_nan=False)
+        file.write("\n")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a UTF-8 JSON file.
+
+    Raises:
+        InputError: The file is missing, not UTF-8 or not JSON.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: is not valid JSON ({error}); make it anew") from None
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file as lower-case hexadecimal, read in pieces."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _swap(temporary: Path, path: Path) -> None:
+    """Rename `temporary` to `path`; an old folder there is moved aside first and removed last."""
+    if not path.exists():
+        os.replace(temporary, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    os.replace(path, old / path.name)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.replace(old / path.name, path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(path: Path) -> None:
+    """Make a rename durable; folders cannot be synced on every platform, and nothing is lost where they cannot."""
+    with contextlib.suppress(OSError):
+        _sync_file(path)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

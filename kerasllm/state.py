@@ -1,0 +1,52 @@
+"""What a model carries from token to token: the decode state.
+
+A decode state is a flat dictionary of tensors, so that every backend's loop, jit and export machinery takes it as it
+is. `model.initial_state(batch_size, length, padding)` makes one, `model.encode(tokens, state=state)` returns the next one.
+
+================== ================================================== ===================================================
+name               shape and dtype                                    meaning
+================== ================================================== ===================================================
+`position`         `()` int32                                         tokens already read: the next one goes to this slot
+`padding`          `(batch,)` int32                                   empty slots on the left of each row's prompt
+`kv_cache_k_<i>`   `(batch, num_key_value_heads, length, head_dim)`   keys of block i (rotated, where positions are rotary)
+`kv_cache_v_<i>`   the same                                           values of block i
+`lstm_h_<i>`       `(batch, hidden_dim)`                              output of LSTM layer i
+`lstm_c_<i>`       `(batch, hidden_dim)`                              cell of LSTM layer i
+================== ================================================== ===================================================
+
+Caches are in the model's compute dtype. The names of the caches are those of the inputs and outputs of an exported
+TFLite file, and `kv_cache_k_<i>` / `kv_cache_v_<i>` are the names the LiteRT-LM engine looks for. Their layout needs no
+transpose in a step: queries meet keys as `(batch, heads, 1, head_dim) x (batch, heads, length, head_dim)`.
+"""
+
+from typing import Any, TypeAlias
+
+DecodeState: TypeAlias = dict[str, Any]
+
+POSITION = "position"
+PADDING = "padding"
+
+
+def key_cache(index: int) -> str:
+    """Name of the key cache of Transformer block `index`."""
+    return f"kv_cache_k_{index}"
+
+
+def value_cache(index: int) -> str:
+    """Name of the value cache of Transformer block `index`."""
+    return f"kv_cache_v_{index}"
+
+
+def lstm_output(index: int) -> str:
+    """Name of the output of LSTM layer `index`."""
+    return f"lstm_h_{index}"
+
+
+def lstm_cell(index: int) -> str:
+    """Name of the cell of LSTM layer `index`."""
+    return f"lstm_c_{index}"
+
+
+def carried(state: DecodeState) -> DecodeState:
+    """The part of a state that a caller must hand on: all but `position` and `padding`."""
+    return {name: value for name, value in state.items() if name not in (POSITION, PADDING)}
