@@ -1,0 +1,248 @@
+"""Subword pieces: unigram or BPE models of the SentencePiece library (Kudo and Richardson, arXiv:1808.06226)."""
+
+import collections
+import functools
+import io
+import random
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import sentencepiece
+
+from kerasllm.errors import InputError
+from kerasllm.text.tokenizer import Tokenizer, valid_unicode
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+# SentencePiece writes blanks as this character, so a literal one would come back as a blank.
+_BLANK = "▁"
+_MODEL = "tokenizer.model"
+# Of the pieces that are not bytes or special, at most this part may be single characters. It matters for Chinese:
+# 4,096 pieces of which 3,300 are characters make longer texts than 2,500 characters and 1,300 longer words do.
+_CHARACTER_PART = 2 / 3
+_FIXED_PIECES = 256 + 3 + 1  # bytes; unk, bos, eos; newline
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A SentencePiece model; lossless if `train` made it.
+
+    `train` switches off everything that changes text (normalisation, the blank in front, the removal of blanks), and
+    byte fallback gives every character an encoding. What remains is U+2581, which SentencePiece uses for a blank:
+    both faces spell it in bytes, and any SentencePiece library decodes that rightly. So a phone with nothing but
+    `tokenizer.model` encodes all text without that character, and decodes all ids, as this class does.
+    """
+
+    file_names = (_MODEL,)
+
+    def __init__(self, model: bytes) -> None:
+        """Use a serialised model, be it of `train` or of somebody else.
+
+        Args:
+            model: Content of a `.model` file.
+
+        Raises:
+            InputError: It is not a SentencePiece model, or has no bos or eos.
+        """
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise InputError("not a SentencePiece model; give the content of a .model file") from None
+        self._model = model
+        self.vocabulary_size = self._processor.vocab_size()
+        self.bos_id, self.eos_id = self._processor.bos_id(), self._processor.eos_id()
+        if not self.vocabulary_size or min(self.bos_id, self.eos_id) < 0:
+            raise InputError("the SentencePiece model has no bos or no eos piece; train one with both")
+        fallback = sum(map(self._processor.is_byte, range(self.vocabulary_size))) == 256
+        self.unk_id = None if fallback else self._processor.unk_id()
+        # The model file does not say in one place what it does to text, so ask it.
+        self.lossless = fallback and all(
+            self._processor.decode(self._processor.encode(text)) == text for text in ("  a  b \n", "ﬁ ①\t\u3000e\u0301")
+        )
+        self._blank_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _BLANK.encode()]
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocabulary_size: int,
+        *,
+        model_type: str = "unigram",
+        character_coverage: float | None = None,
+        sample_bytes: int = 2**25,
+        seed: int = 0,
+    ) -> Self:
+        """Train a model; the same texts and arguments give the same model, whatever the number of cores.
+
+        Args:
+            texts: Read once. Every line of each is a training sentence, long ones in pieces.
+            vocabulary_size: Number of ids, among them 256 bytes, unk, bos, eos and the newline.
+            model_type: "unigram" or "bpe".
+            character_coverage: Part of the characters of the text (0.98 to 1) that get a piece of their own; the rest
+                is spelt in bytes. None means 0.9995, or less where the characters would crowd out longer pieces.
+            sample_bytes: Train on a uniform sample of lines of about this size, which bounds memory and time.
+            seed: Of the sample.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            InputError: The texts do not allow this vocabulary size; the message says which they do.
+        """
+        if model_type not in ("unigram", "bpe"):
+            raise InputError(f"model_type: {model_type!r} is neither 'unigram' nor 'bpe'")
+        lines = _sample(texts, sample_bytes, seed)
+        if not lines:
+            raise InputError("the tokenizer has no text to train on; give at least one line that is not blank")
+        try:
+            return cls(_train(lines, vocabulary_size, model_type, character_coverage))
+        except (RuntimeError, OSError) as error:
+            message = str(error)
+        if largest := _largest(message, lines, model_type, character_coverage):
+            message = f"{vocabulary_size} is too large for this text; the largest possible is {largest}"
+        elif found := re.search(r"required_chars\. \d+ vs (\d+)", message):
+            message = f"{vocabulary_size} is too small for the characters of this text; give more than {found[1]}"
+        else:
+            message = f"the training with {vocabulary_size} failed ({' '.join(message.split())}); try another size"
+        raise InputError(f"vocabulary_size: {message}")
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer.encode`."""
+        text = valid_unicode(text)
+        if not self.lossless or _BLANK not in text:
+            return self._processor.encode(text)
+        first, *rest = text.split(_BLANK)
+        ids = self._processor.encode(first)
+        for part in rest:
+            ids += self._blank_ids + self._processor.encode(part)
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `Tokenizer.decode`."""
+        # bos decodes to nothing.
+        known = [int(i) if 0 <= i < self.vocabulary_size else self.bos_id for i in ids]
+        return self._processor.decode(known)
+
+    def tokenize(self, texts: "tf.Tensor") -> "tf.RaggedTensor":
+        """See `Tokenizer.tokenize`."""
+        import tensorflow as tf
+
+        with tf.device("/CPU:0"):
+            if not self.lossless:
+                return self._op.tokenize(texts)
+            parts = tf.strings.split(texts, _BLANK)
+            ids = self._op.tokenize(parts.values)
+            blanks = tf.tile(tf.constant([self._blank_ids], tf.int32), [ids.nrows(), 1])
+            spelt = parts.with_values(tf.concat([ids, blanks], axis=1))
+            return spelt.merge_dims(1, 2)[:, : -len(self._blank_ids)]
+
+    def detokenize(self, ids: "tf.RaggedTensor") -> "tf.Tensor":
+        """See `Tokenizer.detokenize`."""
+        import tensorflow as tf
+
+        with tf.device("/CPU:0"):
+            flat = ids.flat_values
+            known = tf.where((flat >= 0) & (flat < self.vocabulary_size), flat, self.bos_id)
+            return self._op.detokenize(ids.with_flat_values(known))
+
+    def trackables(self) -> list[Any]:
+        """See `Tokenizer.trackables`."""
+        return [self._op]
+
+    @functools.cached_property
+    def _op(self) -> Any:
+        import tensorflow as tf
+        import tensorflow_text
+
+        with tf.init_scope(), tf.device("/CPU:0"):
+            return tensorflow_text.SentencepieceTokenizer(model=self._model, out_type=tf.int32)
+
+    def _files(self) -> dict[str, bytes]:
+        return {_MODEL: self._model}
+
+    @classmethod
+    def _restore(cls, settings: dict[str, Any], files: dict[str, bytes]) -> Self:
+        return cls(files[_MODEL], **settings)
+
+
+def _train(lines: list[str], vocabulary_size: int, model_type: str, character_coverage: float | None) -> bytes:
+    """Run the library's trainer; it raises RuntimeError or OSError."""
+    if character_coverage is None:
+        character_coverage = _coverage(lines, vocabulary_size)
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_writer=model,
+        model_type=model_type,
+        vocab_size=vocabulary_size,
+        character_coverage=character_coverage,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        byte_fallback=True,
+        user_defined_symbols=["\n"],
+        unk_surface="",
+        num_threads=16,  # not the number of cores: the sums of unigram training depend on it
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def _largest(message: str, lines: list[str], model_type: str, character_coverage: float | None) -> int | None:
+    """The largest possible vocabulary, if that is what the trainer's message is about.
+
+    The message names a size, but with that size `_coverage` may choose fewer characters, so it has to be tried.
+    """
+    largest = None
+    while found := re.search(r"value <= (\d+)", message):
+        largest = int(found[1])
+        try:
+            _train(lines, largest, model_type, character_coverage)
+            break
+        except (RuntimeError, OSError) as error:
+            message = str(error)
+    return largest
+
+
+def _sample(texts: Iterable[str], size: int, seed: int) -> list[str]:
+    """Draw lines uniformly, about `size` bytes of them, in their order: one pass, bounded memory.
+
+    Each line draws a number and stays while that is below a threshold, which is lowered whenever too much is kept.
+    """
+    draw = random.Random(seed).random
+    kept: list[tuple[float, str]] = []
+    threshold, total = 1.0, 0
+    for text in texts:
+        for line in _lines(text):
+            if (number := draw()) >= threshold:
+                continue
+            kept.append((number, line))
+            total += len(line.encode())
+            if total > size:
+                threshold *= 0.75
+                kept = [entry for entry in kept if entry[0] < threshold]
+                total = sum(len(line.encode()) for _, line in kept)
+    return [line for _, line in kept]
+
+
+def _lines(text: str) -> Iterable[str]:
+    """Split a text into training sentences.
+
+    The library silently drops sentences over 4,192 bytes, and those that hold the two characters it uses itself or NUL.
+    """
+    text = valid_unicode(text).translate({0: " ", ord(_BLANK): " ", 0x2585: " "})
+    for line in text.split("\n"):
+        for start in range(0, len(line), 1024):
+            if piece := line[start : start + 1024].strip(" "):
+                yield piece
+
+
+def _coverage(lines: list[str], vocabulary_size: int) -> float:
+    """0.9995, or the coverage of as many characters as `_CHARACTER_PART` admits; the library wants at least 0.98."""
+    counts = collections.Counter[str]()
+    for line in lines:
+        counts.update(line)
+    room = int((vocabulary_size - _FIXED_PIECES) * _CHARACTER_PART)
+    covered = sum(count for _, count in counts.most_common(max(room, 0)))
+    return min(0.9995, max(0.98, covered / counts.total()))
