@@ -1,0 +1,174 @@
+"""What a model is made of: one frozen dataclass per family, validated, JSON in and out.
+
+Names are those of Keras and KerasHub. A field is here because a paper or a published checkpoint varies it and a test turns it on.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+from kerasllm.errors import InputError
+
+ACTIVATIONS = ("gelu", "gelu_approximate", "relu", "swiglu")
+NORMS = ("layer_norm", "rms_norm")
+POSITIONS = ("rotary", "learned", "sine")
+
+
+def _choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, received {value!r}")
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{name} must be a positive integer, received {value!r}")
+
+
+def _rate(name: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise InputError(f"{name} must be at least 0 and less than 1, received {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """What every family's config can do."""
+
+    vocabulary_size: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The config as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """The config as indented JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Make a config from JSON values.
+
+        Args:
+            values: Field name to value.
+
+        Raises:
+            InputError: A key is unknown or missing, or a value is refused.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - set(fields))
+        missing = sorted(
+            name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values
+        )
+        if unknown or missing:
+            problems = [f"{word} {', '.join(names)}" for word, names in (("unknown", unknown), ("missing", missing)) if names]
+            raise InputError(f"{cls.__name__}: {'; '.join(problems)}; known fields are {', '.join(fields)}")
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Make a config from what `to_json` wrote."""
+        return cls.from_dict(json.loads(text))
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig(ModelConfig):
+    """A Transformer: GPT-2, LLaMA and the published variants between them are switches of one block.
+
+    Args:
+        vocabulary_size: Number of token ids.
+        num_layers: Number of Transformer blocks.
+        num_heads: Query heads of each attention; divides `hidden_dim`.
+        hidden_dim: Width of the residual stream.
+        intermediate_dim: Width inside the feed-forward layer.
+        num_key_value_heads: Key-value heads; fewer than `num_heads` is grouped-query attention (Ainslie et al. 2023,
+            arXiv:2305.13245). `None` means `num_heads`.
+        max_sequence_length: Longest context in tokens.
+        positions: `"rotary"` (Su et al. 2021, arXiv:2104.09864), `"learned"` (GPT-2) or `"sine"` (Vaswani et al. 2017).
+        rotary_base: Base of the rotary wavelengths.
+        norm: `"layer_norm"` or `"rms_norm"` (Zhang and Sennrich 2019, arXiv:1910.07467).
+        norm_first: Normalise before each sublayer (GPT-2) rather than after it (Vaswani et al. 2017).
+        norm_epsilon: Added to the variance.
+        activation: `"gelu"`, `"gelu_approximate"`, `"relu"` or `"swiglu"` (Shazeer 2020, arXiv:2002.05202).
+        causal: Whether a position sees only itself and earlier ones.
+        use_bias: Whether projections and layer norms have a bias.
+        tie_embeddings: Whether the output projection is the embedding table (Press and Wolf 2017, arXiv:1608.05859).
+        dropout: Share of activations dropped in training, after the embedding and after each sublayer.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    num_layers: int
+    num_heads: int
+    hidden_dim: int
+    intermediate_dim: int
+    num_key_value_heads: int | None = None
+    max_sequence_length: int = 512
+    positions: str = "rotary"
+    rotary_base: float = 10_000.0
+    norm: str = "rms_norm"
+    norm_first: bool = True
+    norm_epsilon: float = 1e-5
+    activation: str = "swiglu"
+    causal: bool = True
+    use_bias: bool = False
+    tie_embeddings: bool = True
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")
+        _choice("positions", self.positions, POSITIONS)
+        _choice("norm", self.norm, NORMS)
+        _choice("activation", self.activation, ACTIVATIONS)
+        _rate("dropout", self.dropout)
+        if self.hidden_dim % self.num_heads:
+            raise InputError(f"num_heads must divide hidden_dim {self.hidden_dim}, received {self.num_heads}")
+        if self.num_key_value_heads is not None:
+            _positive(self, "num_key_value_heads")
+            if self.num_heads % self.num_key_value_heads:
+                raise InputError(
+                    f"num_key_value_heads must divide num_heads {self.num_heads}, received {self.num_key_value_heads}"
+                )
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise InputError(f"rotary positions need an even head size, received {self.head_dim}")
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.hidden_dim // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class LSTMConfig(ModelConfig):
+    """An LSTM language model (Zaremba et al. 2014, arXiv:1409.2329; Merity et al. 2017, arXiv:1708.02182).
+
+    Args:
+        vocabulary_size: Number of token ids.
+        embedding_dim: Width of the token embedding.
+        hidden_dim: Width of every LSTM layer but the last, which is `embedding_dim` wide where embeddings are tied.
+        num_layers: Number of LSTM layers.
+        tie_embeddings: Whether the output projection is the embedding table.
+        dropout: Share of features dropped in training, the same ones at every time step (Gal and Ghahramani 2016,
+            arXiv:1512.05287): after the embedding and after each LSTM layer.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    embedding_dim: int
+    hidden_dim: int
+    num_layers: int = 1
+    tie_embeddings: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        _positive(self, "vocabulary_size", "embedding_dim", "hidden_dim", "num_layers")
+        _rate("dropout", self.dropout)
+
+    @property
+    def layer_dims(self) -> tuple[int, ...]:
+        """Width of each LSTM layer, first to last."""
+        last = self.embedding_dim if self.tie_embeddings else self.hidden_dim
+        return (self.hidden_dim,) * (self.num_layers - 1) + (last,)

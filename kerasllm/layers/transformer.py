@@ -1,0 +1,191 @@
+"""The one Transformer block.
+
+```
+     norm_first (GPT-2, LLaMA)              norm after (Vaswani et al. 2017)
+
+  x --+-> norm -> attention -+-> x       x --+-> attention -+-> norm -> x
+      |______________________|               |______________|
+  x --+-> norm -> cross -----+-> x       x --+-> cross -----+-> norm -> x      (cross_attention=True only)
+      |______________________|               |______________|
+  x --+-> norm -> feed-forw. +-> x       x --+-> feed-forw. +-> norm -> x
+      |______________________|               |______________|
+```
+"""
+
+from typing import Any
+
+import keras
+
+from kerasllm.config import NORMS
+from kerasllm.layers.attention import MultiHeadAttention
+from kerasllm.layers.feedforward import FeedForward
+
+
+def make_norm(kind: str, epsilon: float, use_bias: bool, dtype: Any, name: str) -> keras.layers.Layer:
+    """A Keras normalization layer of the kind `"layer_norm"` or `"rms_norm"`; statistics are in float32.
+
+    Args:
+        kind: One of `config.NORMS`.
+        epsilon: Added to the variance.
+        use_bias: Whether layer norm has an offset (RMS norm never has).
+        dtype: Dtype policy.
+        name: Layer name.
+    """
+    if kind == "rms_norm":
+        return keras.layers.RMSNormalization(epsilon=epsilon, dtype=dtype, name=name)
+    return keras.layers.LayerNormalization(epsilon=epsilon, center=use_bias, dtype=dtype, name=name)
+
+
+@keras.saving.register_keras_serializable(package="kerasllm")
+class TransformerBlock(keras.layers.Layer):
+    """Attention and feed-forward with residuals and norms; encoder, decoder and cross-attending decoder alike.
+
+    Args:
+        num_heads: Query heads.
+        intermediate_dim: Width inside the feed-forward layer.
+        num_key_value_heads: Key-value heads; `num_heads` by default.
+        causal: Whether a position sees only itself and earlier ones.
+        rotary_base: Base of rotary positions; `None` for no rotation.
+        norm: `"layer_norm"` or `"rms_norm"`.
+        norm_first: Whether to normalise before each sublayer rather than after it.
+        norm_epsilon: Added to the variance.
+        activation: As in `FeedForward`.
+        use_bias: Whether projections and layer norms have a bias.
+        dropout: Share of each sublayer's output and of attention weights dropped in training.
+        cross_attention: Whether a second attention reads `context`.
+        kernel_initializer: Of every kernel.
+
+    Call arguments:
+        inputs: `(batch, length, hidden_dim)`.
+        padding_mask: Optional boolean `(batch, length)`, true where a token is real.
+        context: What cross-attention reads: `(batch, context_length, context_dim)`.
+        context_mask: Optional boolean `(batch, context_length)`.
+        cache: Optional pair of self-attention tensors, see `MultiHeadAttention`.
+        position: Slot of the first input in the cache.
+        left_padding: Optional int32 `(batch,)`, empty slots at the start of each row.
+        return_attention_scores: Whether to return the self-attention weights too.
+
+    Returns:
+        `(batch, length, hidden_dim)`; then the weights and the new cache, where asked for.
+
+    Raises:
+        ValueError: An argument is out of range, or `context` is given without `cross_attention` or lacks with it.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        intermediate_dim: int,
+        num_key_value_heads: int | None = None,
+        causal: bool = False,
+        rotary_base: float | None = None,
+        norm: str = "layer_norm",
+        norm_first: bool = True,
+        norm_epsilon: float = 1e-5,
+        activation: str = "gelu",
+        use_bias: bool = True,
+        dropout: float = 0.0,
+        cross_attention: bool = False,
+        kernel_initializer: Any = "glorot_uniform",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, received {norm!r}")
+        # What get_config gives back; Keras wraps a dictionary attribute, a tuple of pairs it leaves alone.
+        self._arguments = (
+            ("num_heads", num_heads),
+            ("intermediate_dim", intermediate_dim),
+            ("num_key_value_heads", num_key_value_heads),
+            ("causal", causal),
+            ("rotary_base", rotary_base),
+            ("norm", norm),
+            ("norm_first", norm_first),
+            ("norm_epsilon", norm_epsilon),
+            ("activation", activation),
+            ("use_bias", use_bias),
+            ("dropout", dropout),
+            ("cross_attention", cross_attention),
+        )
+        self.norm_first = norm_first
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.supports_masking = True
+        shared = {"use_bias": use_bias, "kernel_initializer": self.kernel_initializer, "dtype": self.dtype_policy}
+        heads = {"num_heads": num_heads, "num_key_value_heads": num_key_value_heads, "dropout": dropout, **shared}
+        self.attention = MultiHeadAttention(causal=causal, rotary_base=rotary_base, name="attention", **heads)
+        self.cross_attention = MultiHeadAttention(name="cross_attention", **heads) if cross_attention else None
+        self.feedforward = FeedForward(intermediate_dim, activation=activation, name="feedforward", **shared)
+        norms = {"kind": norm, "epsilon": norm_epsilon, "use_bias": use_bias, "dtype": self.dtype_policy}
+        self.attention_norm = make_norm(name="attention_norm", **norms)
+        self.cross_attention_norm = make_norm(name="cross_attention_norm", **norms) if cross_attention else None
+        self.feedforward_norm = make_norm(name="feedforward_norm", **norms)
+        self.residual_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="residual_dropout")
+
+    def build(self, input_shape: Any, context_shape: Any = None) -> None:
+        """Makes the variables of every sublayer."""
+        self.attention.build(input_shape)
+        self.attention_norm.build(input_shape)
+        if self.cross_attention is not None:
+            self.cross_attention.build(input_shape, context_shape)
+            self.cross_attention_norm.build(input_shape)
+        self.feedforward.build(input_shape)
+        self.feedforward_norm.build(input_shape)
+
+    def call(
+        self,
+        inputs: Any,
+        padding_mask: Any = None,
+        context: Any = None,
+        context_mask: Any = None,
+        cache: Any = None,
+        position: Any = 0,
+        left_padding: Any = None,
+        return_attention_scores: bool = False,
+        training: bool | None = None,
+    ) -> Any:
+        """See the class."""
+        if (context is not None) != (self.cross_attention is not None):
+            raise ValueError(f"{self.name}: pass context to a block with cross_attention=True, and to no other")
+        extras: list[Any] = []
+
+        def attend(x: Any) -> Any:
+            outputs = self.attention(
+                x,
+                key_mask=padding_mask,
+                cache=cache,
+                position=position,
+                left_padding=left_padding,
+                return_attention_scores=return_attention_scores,
+                training=training,
+            )
+            if isinstance(outputs, tuple):
+                extras.extend(outputs[1:])
+                return outputs[0]
+            return outputs
+
+        x = self._residual(inputs, attend, self.attention_norm, training)
+        if self.cross_attention is not None:
+
+            def cross(x: Any) -> Any:
+                return self.cross_attention(x, context=context, key_mask=context_mask, training=training)
+
+            x = self._residual(x, cross, self.cross_attention_norm, training)
+        x = self._residual(x, self.feedforward, self.feedforward_norm, training)
+        return (x, *extras) if extras else x
+
+    def _residual(self, x: Any, sublayer: Any, norm: keras.layers.Layer, training: bool | None) -> Any:
+        if self.norm_first:
+            return x + self.residual_dropout(sublayer(norm(x)), training=training)
+        return norm(x + self.residual_dropout(sublayer(x), training=training))
+
+    def compute_output_shape(self, input_shape: Any, **_: Any) -> Any:
+        """The shape of the inputs."""
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            **dict(self._arguments),
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }

@@ -1,0 +1,85 @@
+"""The LSTM language model."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from kerasllm.config import LSTMConfig
+from kerasllm.layers import LSTMStack
+from kerasllm.models.base import LanguageModel
+from kerasllm.state import PADDING, POSITION, DecodeState, lstm_cell, lstm_output
+
+
+@keras.saving.register_keras_serializable(package="kerasllm")
+class LSTMLanguageModel(LanguageModel):
+    """Embedding, LSTM layers with locked dropout, projection to the vocabulary (Zaremba et al. 2014, arXiv:1409.2329).
+
+    Arguments, call arguments and returns are those of `LanguageModel`; the config is an `LSTMConfig`.
+    """
+
+    config_class = LSTMConfig
+
+    def __init__(self, config: LSTMConfig | dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        config, dtype = self.config, self.dtype_policy
+        if config.tie_embeddings:
+            self.embedding = keras.layers.ReversibleEmbedding(
+                config.vocabulary_size, config.embedding_dim, reverse_dtype="float32", dtype=dtype, name="embedding"
+            )
+        else:
+            self.embedding = keras.layers.Embedding(
+                config.vocabulary_size, config.embedding_dim, dtype=dtype, name="embedding"
+            )
+            self.head = keras.layers.Dense(config.vocabulary_size, use_bias=False, dtype="float32", name="head")
+        self.embedding.supports_masking = True  # a masked LSTM hands on a mask, which a projection does not need
+        self.embedding_dropout = keras.layers.SpatialDropout1D(config.dropout, dtype=dtype, name="embedding_dropout")
+        self.lstm = LSTMStack(config.layer_dims, dropout=config.dropout, dtype=dtype, name="lstm")
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes every variable; the shape of the input does not matter."""
+        self.embedding.build()
+        self.lstm.build((None, None, self.config.embedding_dim))
+        if not self.config.tie_embeddings:
+            self.head.build((None, None, self.config.layer_dims[-1]))
+        self.output_bias = self.add_weight(
+            shape=(self.config.vocabulary_size,),
+            initializer="zeros",
+            dtype="float32",
+            autocast=False,
+            name="output_bias",
+        )
+        self.built = True
+
+    def encode(self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None) -> Any:
+        """See `LanguageModel.encode`."""
+        x = self.embedding_dropout(self.embedding(tokens), training=training)
+        if state is None:
+            return self.lstm(x, padding_mask=padding_mask, training=training)
+        length = ops.shape(tokens)[1]
+        if PADDING in state:
+            slots = state[POSITION] + ops.arange(length, dtype="int32")
+            padding_mask = slots[None, :] >= state[PADDING][:, None]
+        layers = range(self.config.num_layers)
+        pairs = [(state[lstm_output(i)], state[lstm_cell(i)]) for i in layers]
+        x, pairs = self.lstm(x, initial_state=pairs, padding_mask=padding_mask, training=training)
+        state = {**state, POSITION: state[POSITION] + length, **_named(pairs)}
+        return x, state
+
+    def project(self, hidden: Any) -> Any:
+        """See `LanguageModel.project`."""
+        logits = self.embedding(hidden, reverse=True) if self.config.tie_embeddings else self.head(hidden)
+        return logits + self.output_bias
+
+    def initial_state(self, batch_size: Any, length: Any = None, padding: Any = None) -> DecodeState:
+        """See `LanguageModel.initial_state`; an LSTM's state has the same size for any `length`."""
+        state = {POSITION: ops.zeros((), "int32"), **_named(self.lstm.zero_state(batch_size))}
+        return state if padding is None else {**state, PADDING: padding}
+
+
+def _named(pairs: Any) -> DecodeState:
+    """Decode state entries of `(h, c)` pairs."""
+    entries = {}
+    for index, (h, c) in enumerate(pairs):
+        entries[lstm_output(index)], entries[lstm_cell(index)] = h, c
+    return entries

@@ -1,0 +1,141 @@
+"""The Transformer language model."""
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from kerasllm.config import TransformerConfig
+from kerasllm.layers import (
+    LearnedPositionEmbedding,
+    SinePositionEncoding,
+    TransformerBlock,
+    make_norm,
+    token_positions,
+)
+from kerasllm.models.base import LanguageModel
+from kerasllm.state import PADDING, POSITION, DecodeState, key_cache, value_cache
+
+
+@keras.saving.register_keras_serializable(package="kerasllm")
+class TransformerLanguageModel(LanguageModel):
+    """Embedding, Transformer blocks, projection to the vocabulary (Vaswani et al. 2017; Radford et al. 2019; Touvron et al. 2023).
+
+    Arguments, call arguments and returns are those of `LanguageModel`; the config is a `TransformerConfig`.
+    """
+
+    config_class = TransformerConfig
+
+    def __init__(self, config: TransformerConfig | dict[str, Any], **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        config, dtype = self.config, self.dtype_policy
+        self.max_sequence_length = config.max_sequence_length
+        self.embedding = keras.layers.ReversibleEmbedding(
+            config.vocabulary_size,
+            config.hidden_dim,
+            tie_weights=config.tie_embeddings,
+            embeddings_initializer=_initializer(),
+            reverse_dtype="float32",
+            dtype=dtype,
+            name="embedding",
+        )
+        self.positions: keras.layers.Layer | None = None
+        if config.positions == "learned":
+            self.positions = LearnedPositionEmbedding(
+                config.max_sequence_length, initializer=_initializer(), dtype=dtype, name="positions"
+            )
+        elif config.positions == "sine":
+            self.positions = SinePositionEncoding(dtype=dtype, name="positions")
+        self.embedding_dropout = keras.layers.Dropout(config.dropout, dtype=dtype, name="embedding_dropout")
+        self.blocks = [
+            TransformerBlock(
+                num_heads=config.num_heads,
+                intermediate_dim=config.intermediate_dim,
+                num_key_value_heads=config.num_key_value_heads,
+                causal=config.causal,
+                rotary_base=config.rotary_base if config.positions == "rotary" else None,
+                norm=config.norm,
+                norm_first=config.norm_first,
+                norm_epsilon=config.norm_epsilon,
+                activation=config.activation,
+                use_bias=config.use_bias,
+                dropout=config.dropout,
+                kernel_initializer=_initializer(),
+                dtype=dtype,
+                name=f"block_{index}",
+            )
+            for index in range(config.num_layers)
+        ]
+        # Blocks that normalise last leave nothing to normalise.
+        self.final_norm = (
+            make_norm(config.norm, config.norm_epsilon, config.use_bias, dtype, "final_norm")
+            if config.norm_first
+            else None
+        )
+
+    def build(self, input_shape: Any = None) -> None:
+        """Makes every variable; the shape of the input does not matter."""
+        hidden_shape = (None, None, self.config.hidden_dim)
+        self.embedding.build()
+        for layer in (self.positions, *self.blocks, self.final_norm):
+            if layer is not None:
+                layer.build(hidden_shape)
+        self.built = True
+
+    def encode(self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None) -> Any:
+        """See `LanguageModel.encode`.
+
+        Raises:
+            ValueError: The tokens are more than `max_sequence_length`.
+        """
+        length = ops.shape(tokens)[1]
+        if isinstance(length, int) and length > self.config.max_sequence_length:
+            raise ValueError(
+                f"{length} tokens are more than the model's max_sequence_length {self.config.max_sequence_length}"
+            )
+        position = 0 if state is None else state[POSITION]
+        padding = None if state is None else state.get(PADDING)
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = self.positions(x, positions=token_positions(length, position, padding))
+        x = self.embedding_dropout(x, training=training)
+        if state is None:
+            for block in self.blocks:
+                x = block(x, padding_mask=padding_mask, training=training)
+            return self._normalize(x)
+        state = {**state, POSITION: position + length}
+        for index, block in enumerate(self.blocks):
+            names = key_cache(index), value_cache(index)
+            cache = tuple(state[name] for name in names)
+            x, cache = block(x, cache=cache, position=position, left_padding=padding, training=training)
+            state.update(zip(names, cache, strict=True))
+        return self._normalize(x), state
+
+    def _normalize(self, x: Any) -> Any:
+        return x if self.final_norm is None else self.final_norm(x)
+
+    def project(self, hidden: Any) -> Any:
+        """See `LanguageModel.project`."""
+        return self.embedding(hidden, reverse=True)
+
+    def initial_state(self, batch_size: Any, length: Any, padding: Any = None) -> DecodeState:
+        """See `LanguageModel.initial_state`.
+
+        Raises:
+            ValueError: The model is bidirectional: it cannot go on from a state.
+        """
+        config = self.config
+        if not config.causal:
+            raise ValueError(f"{self.name}: a bidirectional model has no decode state; make it causal")
+        heads = config.num_key_value_heads or config.num_heads
+        shape = (batch_size, heads, length, config.head_dim)
+        state: DecodeState = {POSITION: ops.zeros((), "int32")}
+        for index in range(config.num_layers):
+            state[key_cache(index)] = ops.zeros(shape, self.compute_dtype)
+            state[value_cache(index)] = ops.zeros(shape, self.compute_dtype)
+        return state if padding is None else {**state, PADDING: padding}
+
+
+def _initializer() -> keras.initializers.Initializer:
+    """Normal with standard deviation 0.02, as in GPT-2."""
+    return keras.initializers.RandomNormal(stddev=0.02)
