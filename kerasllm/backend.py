@@ -49,21 +49,22 @@ def write_cache(cache: Any, new: Any, position: Any) -> Any:
 
 
 def compiled(model: keras.Model, function: Callable[..., Any], *key: Any) -> Callable[..., Any]:
-    """A compiled version of a pure function of tensors that reads a model's variables.
+    """A compiled version of a pure function of a model and tensors.
 
-    Compiled functions are kept with the model, so that a second call with the same `key` traces nothing.
+    Compiled functions are kept as long as the model, so that a second call with the same `key` traces nothing.
 
     Args:
-        model: The model whose variables `function` reads.
-        function: Takes and returns nested structures of tensors; must not keep a reference to `model`'s values.
-        key: What distinguishes this function from others of the same model: its name and every Python value it closes over.
+        model: The model.
+        function: Called as `function(model, *tensors)`; takes and returns nested structures of tensors.
+        key: What distinguishes this function from others of the same model: its name and every Python value it closes
+            over.
 
     Returns:
-        A callable with the arguments of `function`.
+        A callable that takes the tensors.
     """
     functions = _COMPILED.setdefault(model, {})
-    key = (*key, model.dtype_policy.name)
     if key not in functions:
+        # The cache must not keep the model alive.
         functions[key] = _compile(weakref.proxy(model), function)
     return functions[key]
 
@@ -76,14 +77,14 @@ def _compile(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     if name == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, reduce_retracing=True)
+        return tf.function(lambda *tensors: function(model, *tensors), reduce_retracing=True)
     if name == "jax":
         import jax
 
         @jax.jit
-        def pure(values: Any, *arguments: Any) -> Any:
+        def pure(values: Any, *tensors: Any) -> Any:
             with keras.StatelessScope(state_mapping=zip(model.variables, values, strict=True)):
-                return function(*arguments)
+                return function(model, *tensors)
 
-        return lambda *arguments: pure([variable.value for variable in model.variables], *arguments)
-    return function
+        return lambda *tensors: pure([variable.value for variable in model.variables], *tensors)
+    return lambda *tensors: function(model, *tensors)
