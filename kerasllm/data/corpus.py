@@ -1,0 +1,344 @@
+"""A prepared corpus: articles split, a tokenizer trained on one part of them, and all of them as tokens."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from kerasllm.data.encoding import encode_articles, token_dtype
+from kerasllm.data.packing import packed_dataset
+from kerasllm.errors import InputError
+from kerasllm.files import atomic_folder, read_json, sha256, write_json
+from kerasllm.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, WordTokenizer, load_tokenizer
+from kerasllm.text.tokenizer import valid_unicode
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+    from kerasllm.data.sources import Article
+
+SPLITS = ("train", "validation", "test")
+
+Source = str | os.PathLike[str] | Iterable["Article"]
+
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+_TOKENIZER = "tokenizer"
+_TRAINERS: dict[str, Callable[[Iterable[str], int], Tokenizer]] = {
+    "sentencepiece": lambda texts, size: SentencePieceTokenizer.train(texts, size),
+    "sentencepiece-bpe": lambda texts, size: SentencePieceTokenizer.train(texts, size, model_type="bpe"),
+    "word": lambda texts, size: WordTokenizer.train(texts, size),
+    "whitespace": lambda texts, size: WordTokenizer.train(texts, size, split="whitespace"),
+    "byte": lambda texts, size: ByteTokenizer(),
+}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A prepared corpus on the disk; nothing of it is in memory but the tokenizer.
+
+    Attributes:
+        folder: Where it is.
+        manifest: Content of `manifest.json`: counts per split, tokenizer, source, checksums.
+        tokenizer: What the tokens were made with.
+    """
+
+    folder: Path
+    manifest: dict[str, Any]
+    tokenizer: Tokenizer
+
+    def articles(self, split: str) -> Iterator["Article"]:
+        """Yield the articles of "train", "validation" or "test" one by one, in the order of the source."""
+        from kerasllm.data.sources import Article
+
+        for entry in _read_articles(self._path(split, "jsonl")):
+            yield Article(title=entry["title"], text=entry["text"])
+
+    def tokens(self, split: str) -> np.ndarray:
+        """Map the token stream of a split: (n,) uint16 or uint32, every article as bos, its tokens, eos."""
+        path = self._path(split, "tokens")
+        dtype = token_dtype(self.tokenizer)
+        # An empty file cannot be mapped.
+        return np.memmap(path, dtype, mode="r") if path.stat().st_size else np.zeros(0, dtype)
+
+    def documents(self, split: str) -> Iterator[np.ndarray]:
+        """Yield the tokens of each article of a split, bos and eos included, (n,) uint16 or uint32."""
+        tokens = self.tokens(split)
+        start = 0
+        for offset in range(0, len(tokens), 2**20):
+            # bos is never the encoding of a text, so it marks the beginnings.
+            for begin in np.flatnonzero(tokens[offset : offset + 2**20] == self.tokenizer.bos_id) + offset:
+                if begin > start:
+                    yield np.array(tokens[start:begin])
+                start = int(begin)
+        if start < len(tokens):
+            yield np.array(tokens[start:])
+
+    def dataset(
+        self,
+        split: str,
+        *,
+        batch_size: int,
+        sequence_length: int,
+        seed: int | None = None,
+        repeat: bool = False,
+        start: int = 0,
+        columns: bool = False,
+    ) -> "tf.data.Dataset":
+        """Cut the token stream of a split into batches of full windows; see `kerasllm.data.packed_dataset`.
+
+        Args:
+            split: "train", "validation" or "test".
+            batch_size: Windows in a batch.
+            sequence_length: Tokens in a window.
+            seed: Shuffles the windows, differently in each epoch. None keeps the order and every window.
+            repeat: Never end.
+            start: Batches to skip, for going on after an interruption; needs `repeat`.
+            columns: Row r of each batch continues row r of the batch before (for carried LSTM state).
+
+        Returns:
+            Dataset of (inputs, targets), each int32 (batch_size, sequence_length).
+
+        Raises:
+            InputError: The split is too short for one batch, or is unknown.
+        """
+        return packed_dataset(
+            self.tokens(split),
+            batch_size=batch_size,
+            sequence_length=sequence_length,
+            seed=seed,
+            repeat=repeat,
+            start=start,
+            columns=columns,
+            name=f"{self.folder}: split {split!r}",
+        )
+
+    def _path(self, split: str, suffix: str) -> Path:
+        if split not in SPLITS:
+            raise InputError(f"split: {split!r} is none of {', '.join(SPLITS)}")
+        return self.folder / f"{split}.{suffix}"
+
+
+def prepare(
+    source: Source | Mapping[str, Source],
+    out: str | os.PathLike[str],
+    *,
+    tokenizer: str | Tokenizer = "sentencepiece",
+    vocabulary_size: int = 4096,
+    validation: float = 0.05,
+    test: float = 0.05,
+    seed: int = 0,
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Corpus:
+    """Read, split and tokenize a corpus; memory does not grow with its size.
+
+    The same source and arguments give the same files, byte for byte, for any number of workers.
+
+    Args:
+        source: What `read_articles` reads, or the articles themselves; or one of those for each of "train",
+            "validation" and "test", where the split is given (then `validation`, `test` and `seed` do nothing).
+        out: Folder to make.
+        tokenizer: "sentencepiece" (unigram), "sentencepiece-bpe", "word", "whitespace" or "byte", trained on the
+            training split alone; or a tokenizer to use as it is.
+        vocabulary_size: Number of ids of a tokenizer to be trained; "byte" has its own.
+        validation: Part of the articles, 0 to 1, by a hash of the title. 0 leaves the split empty.
+        test: The same for the test split.
+        seed: Salt of that hash.
+        workers: Processes that read and encode; None means one per core.
+        overwrite: Replace `out` if it exists.
+        progress: Show progress bars on a terminal.
+
+    Returns:
+        The corpus.
+
+    Raises:
+        InputError: The source cannot be read, `out` exists, a split would be empty, or the training split allows no
+            such vocabulary.
+    """
+    if not isinstance(tokenizer, Tokenizer) and tokenizer not in _TRAINERS:
+        raise InputError(f"tokenizer: {tokenizer!r} is none of {', '.join(_TRAINERS)}")
+    if min(validation, test) < 0 or validation + test >= 1:
+        raise InputError(f"validation {validation} and test {test} must be fractions that leave something to train on")
+    if isinstance(source, Mapping) and ("train" not in source or not set(source) <= set(SPLITS)):
+        raise InputError(f"source: needs 'train', and may have others of {', '.join(SPLITS)}; got {list(source)}")
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        manifest: dict[str, Any] = {"format": _FORMAT}
+        if isinstance(source, Mapping):
+            manifest["split"] = {"by": "source"}
+            wanted = set(source)
+            inputs = [(split, source[split], _always(split)) for split in SPLITS if split in wanted]
+        else:
+            manifest["split"] = {"by": "hash of the title", "validation": validation, "test": test, "seed": seed}
+            wanted = {"train", *(["validation"] if validation else []), *(["test"] if test else [])}
+            inputs = [("all", source, lambda title: _split_of(title, validation, test, seed))]
+        counts = {split: _no_counts() for split in SPLITS}
+        manifest["sources"] = {
+            key: _copy_source(one, folder, choose, counts, workers, progress) for key, one, choose in inputs
+        }
+        _check_splits(counts, wanted)
+        if not isinstance(tokenizer, Tokenizer):
+            texts = (entry["text"] for entry in _read_articles(folder / "train.jsonl"))
+            tokenizer = _TRAINERS[tokenizer](_bar(texts, progress, "train tokenizer", " articles"), vocabulary_size)
+        _encode_splits(folder, tokenizer, counts, workers, progress)
+        manifest |= {"tokenizer": _describe(tokenizer), "splits": counts, "files": _checksums(folder)}
+        write_json(folder / _MANIFEST, manifest)
+    return load_corpus(out)
+
+
+def load_corpus(folder: str | os.PathLike[str], *, verify: bool = False) -> Corpus:
+    """Open what `prepare` made.
+
+    Args:
+        folder: The corpus.
+        verify: Also read every file and compare its SHA-256.
+
+    Returns:
+        The corpus.
+
+    Raises:
+        InputError: Something is missing, of another format, or not what the manifest says. Nothing is repaired.
+    """
+    folder = Path(folder)
+    path = folder / _MANIFEST
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else None
+        raise InputError(f"{path}: format {found!r} is not {_FORMAT}; prepare the corpus anew")
+    try:
+        described = manifest["tokenizer"]
+        itemsize = np.dtype(described["dtype"]).itemsize
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        agree = all(files[f"{split}.tokens"][0] == manifest["splits"][split]["tokens"] * itemsize for split in SPLITS)
+        fingerprint = described["fingerprint"]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: is not the manifest of a corpus ({error!r}); prepare the corpus anew") from None
+    if not agree:
+        raise InputError(f"{path}: its token counts contradict its file sizes; prepare the corpus anew")
+    for name, (size, digest) in files.items():
+        file = folder / name
+        if not file.is_file():
+            raise InputError(f"{file}: is missing; copy it again or prepare the corpus anew")
+        if file.stat().st_size != size:
+            raise InputError(f"{file}: has {file.stat().st_size} bytes instead of {size}; prepare the corpus anew")
+        if verify and sha256(file) != digest:
+            raise InputError(f"{file}: its SHA-256 is not the one in {_MANIFEST}; prepare the corpus anew")
+    tokenizer = load_tokenizer(folder / _TOKENIZER)
+    if tokenizer.fingerprint != fingerprint:
+        raise InputError(f"{folder / _TOKENIZER}: is not the tokenizer of these tokens; prepare the corpus anew")
+    return Corpus(folder, manifest, tokenizer)
+
+
+def _split_of(title: str, validation: float, test: float, seed: int) -> str:
+    """Choose a split by the title alone: an article stays where it is when others come or go."""
+    digest = hashlib.sha256(f"{seed}\n{title}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    return "test" if place < test else "validation" if place < test + validation else "train"
+
+
+def _always(split: str) -> Callable[[str], str]:
+    return lambda title: split
+
+
+def _no_counts() -> dict[str, Any]:
+    return {"articles": 0, "bytes": 0, "characters": 0, "words": 0, "tokens": 0}
+
+
+def _copy_source(
+    source: Source,
+    folder: Path,
+    choose: Callable[[str], str],
+    counts: dict[str, dict[str, Any]],
+    workers: int | None,
+    progress: bool,
+) -> dict[str, Any]:
+    """Append each article to the file of its split and count it; returns what the manifest says of the source."""
+    from kerasllm.data.sources import ReadReport, read_articles
+
+    report = None
+    if isinstance(source, str | os.PathLike):
+        report = ReadReport()
+        name, articles = Path(source).name, read_articles(source, workers=workers, report=report)
+    else:
+        name, articles = "articles", iter(source)
+    with ExitStack() as stack:
+        files = {
+            split: stack.enter_context((folder / f"{split}.jsonl").open("a", encoding="utf-8", newline="\n"))
+            for split in SPLITS
+        }
+        for article in _bar(articles, progress, f"read {name}", " articles"):
+            title, text = valid_unicode(article.title), valid_unicode(article.text)
+            split = choose(title)
+            files[split].write(json.dumps({"title": title, "text": text}, ensure_ascii=False) + "\n")
+            count = counts[split]
+            count["articles"] += 1
+            count["bytes"] += len(text.encode())
+            count["characters"] += len(text)
+            # What blanks separate: the unit of "word-level" perplexity.
+            count["words"] += len(text.split())
+    return {"name": name, "report": None if report is None else asdict(report)}
+
+
+def _check_splits(counts: dict[str, dict[str, Any]], wanted: set[str]) -> None:
+    total = sum(count["articles"] for count in counts.values())
+    if empty := [split for split in SPLITS if split in wanted and not counts[split]["articles"]]:
+        raise InputError(
+            f"split {empty[0]!r} would be empty, for the source has only {total} articles; "
+            "choose other fractions (0 for no such split), another seed or a larger source"
+        )
+
+
+def _encode_splits(
+    folder: Path, tokenizer: Tokenizer, counts: dict[str, dict[str, Any]], workers: int | None, progress: bool
+) -> None:
+    """Write the tokenizer and the tokens of every split, and count them."""
+    tokenizer.save(folder / _TOKENIZER)
+    for split in SPLITS:
+        articles = folder / f"{split}.jsonl"
+        with _bar(None, progress, f"encode {split}", "B", total=articles.stat().st_size) as bar:
+            done = encode_articles(
+                articles, folder / _TOKENIZER, folder / f"{split}.tokens", workers=workers, progress=bar.update
+            )
+        counts[split]["tokens"] = done.tokens
+        if tokenizer.unk_id is not None:
+            encoded = done.tokens - 2 * counts[split]["articles"]
+            counts[split]["out_of_vocabulary_rate"] = done.unknown / encoded if encoded else 0.0
+
+
+def _describe(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "class": type(tokenizer).__name__,
+        "fingerprint": tokenizer.fingerprint,
+        "vocabulary_size": tokenizer.vocabulary_size,
+        "lossless": tokenizer.lossless,
+        "dtype": token_dtype(tokenizer).str,
+    }
+
+
+def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
+    }
+
+
+def _read_articles(path: Path) -> Iterator[dict[str, str]]:
+    # A file opened so ends lines at \n only; U+2028 and its like stay inside.
+    with path.open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def _bar(items: Any, progress: bool, what: str, unit: str, total: int | None = None) -> Any:
+    # None shows the bar on a terminal only.
+    return tqdm(
+        items, desc=what, unit=unit, unit_scale=total is not None, total=total, disable=None if progress else True
+    )
