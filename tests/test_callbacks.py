@@ -36,7 +36,7 @@ def tiny_model(learning_rate=0.01, subclassed=False, metrics=True):
         keras.layers.Embedding(SIZE, 6, name="embedding"),
         keras.layers.Dense(SIZE, name="dense"),
     ]
-    model = Subclassed() if subclassed else keras.Sequential(layers, name="tiny")
+    model = Subclassed() if subclassed else keras.Sequential(layers)
     model.compile(
         keras.optimizers.Adam(learning_rate),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -72,7 +72,7 @@ def fit(model, callbacks, epochs=3, **options):
 
 
 def values(model):
-    return {weight.path: keras.ops.convert_to_numpy(weight) for weight in model.weights}
+    return {weight.path.removeprefix(f"{model.name}/"): keras.ops.convert_to_numpy(weight) for weight in model.weights}
 
 
 def events(folder):

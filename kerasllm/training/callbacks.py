@@ -20,7 +20,8 @@ class BestWeights(keras.callbacks.Callback):
     """Keep the weights of the epoch with the lowest validation loss in a file, and give them back at the end.
 
     The file is written whenever an epoch is the best so far, in one step: at any moment it is complete. It is a
-    safetensors file whose tensors are named by variable path. Stop early with `keras.callbacks.EarlyStopping`.
+    safetensors file whose tensors are named by variable path (without the model's own name). Stop early with
+    `keras.callbacks.EarlyStopping`.
 
     Keras calls no callback when `fit` is interrupted, so wrap `fit` to be told what is left after Ctrl-C:
 
@@ -164,11 +165,10 @@ def write_weights(model: keras.Model, path: str | os.PathLike[str], metadata: di
     """
     tensors: dict[str, np.ndarray] = {}
     for weight in model.weights:
-        if weight.path in tensors:
-            raise InputError(
-                f"{path}: the model has two variables with path {weight.path}; name its layers differently"
-            )
-        tensors[weight.path] = np.asarray(keras.ops.convert_to_numpy(weight), order="C")
+        name = _name(weight, model)
+        if name in tensors:
+            raise InputError(f"{path}: the model has two variables with path {name}; name its layers differently")
+        tensors[name] = np.asarray(keras.ops.convert_to_numpy(weight), order="C")
     content = safetensors.numpy.save(tensors, metadata)
     with atomic_file(path) as file:
         file.write(content)
@@ -186,7 +186,7 @@ def read_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
     """
     with _opened(Path(path)) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-    weights = {weight.path: weight for weight in model.weights}
+    weights = {_name(weight, model): weight for weight in model.weights}
     if different := sorted(weights.keys() ^ tensors.keys()):
         raise InputError(f"{path}: variable {different[0]} is not in both file and model; use the model that wrote it")
     for name, weight in weights.items():
@@ -196,6 +196,11 @@ def read_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
             )
     for name, weight in weights.items():
         weight.assign(tensors[name])
+
+
+def _name(weight: keras.Variable, model: keras.Model) -> str:
+    """Path without the model's name, which Keras makes up anew for each model of a process."""
+    return weight.path.removeprefix(f"{model.name}/")
 
 
 def _opened(path: Path) -> Any:
