@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -57,7 +58,7 @@ def _draw(axes: Axes, name: str, history: Mapping[str, Sequence[float]], x: Sequ
     """One model: training dashed, validation solid, a dot and a figure at the best epoch."""
     marker = "o" if len(x) == 1 else None  # a line of one point is invisible
     validation = history.get("val_loss")
-    style = {"color": colour, "linewidth": 2, "marker": marker}
+    style: dict[str, Any] = {"color": colour, "linewidth": 2, "marker": marker}
     if not validation:
         axes.plot(x, history["loss"], label=name, linestyle=(0, (4, 2)), **style)
         return

@@ -1,0 +1,59 @@
+# Everything a newcomer needs: `make quickstart` (train and try two language models), `make test`.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+# the first Python that is new enough, unless you choose: make PYTHON=python3.12 ...
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := $(VENV)/bin
+# pip names each package as it comes to it, and nothing else
+PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+SHOW = awk '/^Collecting|^Installing collected/ { sub(/ from .*| \(from .*|:.*/, ""); print "  " $$0; fflush() }'
+
+.PHONY: help quickstart install dev test test-fast lint format types
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+
+quickstart: $(VENV)/.installed  ## train two small language models, generate, export, verify
+	@$(BIN)/kerasllm quickstart
+
+install: $(VENV)/.installed  ## the environment alone
+
+dev: $(VENV)/.installed-dev  ## the environment with test and lint tools
+
+test: $(VENV)/.installed-dev  ## all tests, slow ones last
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-fast: $(VENV)/.installed-dev  ## the tests without the slow ones
+	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev  ## style and formatting, changes nothing
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(VENV)/.installed-dev  ## put style and formatting right
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+types: $(VENV)/.installed-dev  ## type annotations
+	@$(BIN)/mypy
+
+$(BIN)/python:
+	@[ -n "$(PYTHON)" ] || { echo "kerasllm needs Python 3.11 or newer; none found. Name one: make PYTHON=/path/to/python3"; exit 2; }
+	@echo "Making $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+
+# The stamps make a second call instant; a change of the requirements installs anew.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing kerasllm into $(VENV) (about 2 GB with TensorFlow; a few minutes)"
+	@$(PIP_INSTALL) -e . | $(SHOW)
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing kerasllm with its development tools into $(VENV) (about 2 GB with TensorFlow; a few minutes)"
+	@$(PIP_INSTALL) -e '.[dev]' | $(SHOW)
+	@touch $@ $(VENV)/.installed
