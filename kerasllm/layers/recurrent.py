@@ -26,6 +26,10 @@ class LSTMStack(keras.layers.Layer):
     Returns:
         `(batch, length, units[-1])`; with `initial_state` also the final pairs.
 
+    Attributes:
+        use_cudnn: Whether training without a mask may use cuDNN. Masked and stepwise calls never do: cuDNN refuses
+            prompts padded on the left, and a graph with a cuDNN operation runs on no other device.
+
     Raises:
         ValueError: There is no layer.
     """
@@ -36,6 +40,7 @@ class LSTMStack(keras.layers.Layer):
             raise ValueError("units must name the width of at least one layer")
         self.units = tuple(units)
         self.dropout = dropout
+        self.use_cudnn = True
         self.supports_masking = True
         self.lstms = [
             keras.layers.LSTM(
@@ -61,8 +66,10 @@ class LSTMStack(keras.layers.Layer):
     ) -> Any:
         """See the class."""
         final_state = []
+        use_cudnn = self.use_cudnn and initial_state is None and padding_mask is None
         x = inputs
         for index, lstm in enumerate(self.lstms):
+            lstm.use_cudnn = "auto" if use_cudnn else False
             start = None if initial_state is None else list(initial_state[index])
             x, h, c = lstm(x, initial_state=start, mask=padding_mask, training=training)
             x = self.locked_dropout(x, training=training)

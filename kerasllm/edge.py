@@ -1,0 +1,204 @@
+"""Running an exported TFLite file without TensorFlow: numpy, LiteRT and the tokenizer's own library, nothing else."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kerasllm.errors import InputError
+from kerasllm.text import load_tokenizer
+
+
+class EdgeModel:
+    """A language model in a TFLite file that `export_tflite` wrote, with its tokenizer beside it.
+
+    Args:
+        path: The `.tflite` file.
+        num_threads: CPU threads.
+
+    Raises:
+        InputError: The file or its tokenizer is missing or broken, or is not a language model of this library.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], num_threads: int = 2) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"{path}: no such file")
+        try:
+            # Memory-mapped: a bad file is refused by its header before anything is allocated.
+            self._interpreter = Interpreter(str(path), num_threads=num_threads)
+            names = self._interpreter.get_signature_list()
+        except (RuntimeError, ValueError) as error:
+            raise InputError(f"{path}: is not a TFLite file ({str(error).splitlines()[0]}); export it anew") from None
+        if "decode" not in names:
+            raise InputError(f"{path}: has no signature 'decode'; export it with `kerasllm export --format tflite`")
+        self.tokenizer = load_tokenizer(self.path.parent)
+        self._runners = {name: self._interpreter.get_signature_runner(name) for name in names}
+        self._prefill_lengths = _lengths(names, "prefill_")
+        self._score_lengths = _lengths(names, "score_")
+        details = self._runners["decode"].get_input_details()
+        self._placed = "input_pos" in details
+        self._state_shapes = {
+            name: tuple(detail["shape"]) for name, detail in details.items() if name not in ("tokens", "input_pos")
+        }
+        caches = [shape[2] for name, shape in self._state_shapes.items() if name.startswith("kv_cache")]
+        self.context_length: int | None = int(min(caches)) if caches else None
+        self.vocabulary_size = int(self._runners["decode"].get_output_details()["logits"]["shape"][-1])
+        if self.tokenizer.vocabulary_size != self.vocabulary_size:
+            raise InputError(
+                f"{path}: has {self.vocabulary_size} tokens but the tokenizer beside it {self.tokenizer.vocabulary_size}; "
+                "copy both from the same export"
+            )
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Any:
+        """Continue prompts, one after the other; the options are those of `kerasllm.generate`.
+
+        Returns:
+            The continuation without the prompt: a string for one prompt, a list for several.
+
+        Raises:
+            InputError: A prompt does not fit the context.
+        """
+        rows = [prompts] if isinstance(prompts, str) else prompts
+        texts = []
+        for index, prompt in enumerate(rows):
+            uniforms = np.random.default_rng([seed, index]).random(max_new_tokens, "float32")
+            tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
+            drawn = self.tokens(tokens, uniforms, temperature=temperature, top_k=top_k, top_p=top_p)
+            texts.append(self.tokenizer.decode(list(drawn)))
+        return texts[0] if isinstance(prompts, str) else texts
+
+    def tokens(
+        self, prompt: Sequence[int], uniforms: np.ndarray, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0
+    ) -> Iterator[int]:
+        """Draw token after token until the end token.
+
+        Args:
+            prompt: Token ids, the start token first.
+            uniforms: float32 `(count,)` in [0, 1), one for each token to draw.
+            temperature: 0 is greedy.
+            top_k: 0 keeps all.
+            top_p: 1 keeps all.
+
+        Yields:
+            Token ids, without the end token.
+
+        Raises:
+            InputError: Prompt and new tokens do not fit the context.
+        """
+        if self.context_length is not None and len(prompt) + len(uniforms) > self.context_length:
+            raise InputError(
+                f"the prompt's {len(prompt)} tokens and {len(uniforms)} new ones do not fit the context of "
+                f"{self.context_length}; shorten the prompt or lower max_new_tokens"
+            )
+        state = self._read(prompt[:-1])
+        token, place = prompt[-1], len(prompt) - 1
+        for step, uniform in enumerate(uniforms):
+            state = self._run("decode", [token], place + step, state)
+            token = sample(state.pop("logits")[0, 0], float(uniform), temperature, top_k, top_p)
+            if token == self.tokenizer.eos_id:
+                return
+            yield token
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits after every token of a text, read one by one: float32 `(length, vocabulary_size)`."""
+        state, rows = self._zero_state(), []
+        for place, token in enumerate(tokens):
+            state = self._run("decode", [token], place, state)
+            rows.append(state.pop("logits")[0, 0])
+        return np.stack(rows)
+
+    def score_tokens(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log probability of targets and most likely tokens, as `kerasllm.generation.score_windows`.
+
+        Args:
+            tokens: int32 `(batch, length)`; the length is a multiple of the shortest chunk the file can score.
+            targets: int32 `(batch, length)`.
+
+        Returns:
+            float32 and int32 arrays `(batch, length)`.
+
+        Raises:
+            InputError: The length does not fit the file's chunks or context.
+        """
+        length = tokens.shape[1]
+        chunks = [n for n in self._score_lengths if length % n == 0]
+        if not chunks or length > (self.context_length or length):
+            raise InputError(
+                f"{self.path}: scores texts in multiples of {self._score_lengths} up to {self.context_length} tokens, not "
+                f"{length}; choose another --context"
+            )
+        chunk, log_probs, top_1 = chunks[0], np.zeros(tokens.shape, "float32"), np.zeros(tokens.shape, "int32")
+        for row in range(len(tokens)):
+            state = self._zero_state()
+            for start in range(0, length, chunk):
+                part = slice(start, start + chunk)
+                wanted = {"targets": targets[row : row + 1, part].astype("int32")}
+                state = self._run(f"score_{chunk}", tokens[row, part], start, {**state, **wanted})
+                log_probs[row, part], top_1[row, part] = state.pop("log_probs")[0], state.pop("top_1")[0]
+        return log_probs, top_1
+
+    def _read(self, tokens: Sequence[int]) -> dict[str, np.ndarray]:
+        """State after reading tokens, in the largest chunks that fit exactly: an LSTM must never see padding."""
+        state, place = self._zero_state(), 0
+        while place < len(tokens):
+            size = next((n for n in self._prefill_lengths if n <= len(tokens) - place), 1)
+            state = self._run(f"prefill_{size}" if size > 1 else "decode", tokens[place : place + size], place, state)
+            state.pop("logits", None)
+            place += size
+        return state
+
+    def _zero_state(self) -> dict[str, np.ndarray]:
+        return {name: np.zeros(shape, "float32") for name, shape in self._state_shapes.items()}
+
+    def _run(self, signature: str, tokens: Any, place: int, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        row = np.array([tokens], "int32")
+        if self._placed:
+            inputs = {**inputs, "input_pos": np.arange(place, place + row.shape[1], dtype="int32")}
+        return self._runners[signature](tokens=row, **inputs)
+
+
+def sample(logits: np.ndarray, uniform: float, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0) -> int:
+    """`kerasllm.generation.sample` for one row, in numpy: the same uniform number draws the same token.
+
+    Args:
+        logits: float32 `(vocabulary_size,)`.
+        uniform: In [0, 1).
+        temperature: 0 is greedy.
+        top_k: 0 keeps all.
+        top_p: 1 keeps all.
+
+    Returns:
+        A token id.
+    """
+    if temperature <= 0:
+        return int(logits.argmax())
+    tokens = np.argsort(-logits, kind="stable")
+    scaled = logits[tokens] / np.float32(temperature)
+    probabilities = np.exp(scaled - scaled[0])
+    probabilities /= probabilities.sum()
+    if top_k:
+        probabilities[top_k:] = 0
+    before = probabilities.cumsum() - probabilities
+    probabilities[1:][before[1:] >= np.float32(top_p) * probabilities.sum()] = 0
+    cumulative = probabilities.cumsum()
+    choice = int((cumulative <= np.float32(uniform) * cumulative[-1]).sum())
+    return int(tokens[min(choice, int((probabilities > 0).sum()) - 1)])
+
+
+def _lengths(names: Any, prefix: str) -> list[int]:
+    """The n of signatures `<prefix><n>`, longest first."""
+    return sorted((int(name.removeprefix(prefix)) for name in names if name.startswith(prefix)), reverse=True)

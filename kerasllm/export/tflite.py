@@ -1,0 +1,150 @@
+"""TFLite (LiteRT): a model as one file for phones, with its state as named inputs and outputs."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from kerasllm.errors import InputError
+from kerasllm.export.endpoints import edge_functions
+from kerasllm.export.saved_model import check_pair, without_cudnn
+from kerasllm.files import atomic_file
+from kerasllm.models import LanguageModel
+from kerasllm.state import carried
+from kerasllm.text import Tokenizer
+
+QUANTIZATIONS = (None, "float16", "int8")
+
+_BYTES_PER_WEIGHT = {None: 4, "float16": 2, "int8": 1}
+# How far the logits of the finished file may be from Keras': rounding, and what the quantization is known to cost.
+_TOLERANCE = {None: 1e-4, "float16": 0.1, "int8": 2.0}
+
+
+def export_tflite(
+    model: LanguageModel,
+    path: str | os.PathLike[str],
+    tokenizer: Tokenizer | None = None,
+    *,
+    quantization: str | None = None,
+    context_length: int | None = None,
+    prefill_lengths: Sequence[int] = (8, 64),
+    score_lengths: Sequence[int] = (128,),
+    overwrite: bool = False,
+) -> Path:
+    """Write a model as a TFLite file of builtin operations, and its tokenizer beside it.
+
+    Signatures, all for one text at a time: `prefill_<n>` reads n prompt tokens, `decode` reads one and gives `logits`,
+    `score_<n>` gives `log_probs` and `top_1` of n `targets`. Each takes and returns the state by name; a Transformer's
+    inputs and outputs are those of the LiteRT-LM engine. `kerasllm.edge.EdgeModel` runs the file. The file is loaded and
+    its logits compared with Keras' before it gets its name.
+
+    Args:
+        model: A built language model, causal.
+        path: The file, such as `model.tflite`.
+        tokenizer: Its tokenizer, written beside the file where given.
+        quantization: `None` (float32), `"float16"` (weights) or `"int8"` (weights, dynamic range).
+        context_length: Slots of a Transformer's KV caches, in tokens; the model's own context by default.
+        prefill_lengths: Chunks in which a prompt can be read; the rest goes through `decode` one by one.
+        score_lengths: Chunks in which a text can be scored.
+        overwrite: Replace what is there.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: The file exists, a length does not fit, the model needs operations that TFLite lacks, or the file
+            does not answer as Keras does.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise InputError(f"{path}: exists already; choose another output or pass overwrite (--overwrite)")
+    if quantization not in QUANTIZATIONS:
+        raise InputError(f"quantization must be one of {QUANTIZATIONS}, received {quantization!r}")
+    if tokenizer is not None:
+        check_pair(model, tokenizer)
+    context_length = _context_length(model, context_length, max([*prefill_lengths, *score_lengths]))
+    model = _as_float32(model)
+    with without_cudnn(model):
+        functions = edge_functions(model, context_length, tuple(prefill_lengths), tuple(score_lengths))
+        content = _convert(model, functions, quantization)
+        _check(content, model, context_length, quantization)
+    with atomic_file(path) as file:
+        file.write(content)
+    if tokenizer is not None:
+        tokenizer.save(path.parent)
+    return path
+
+
+def _context_length(model: LanguageModel, asked: int | None, longest_chunk: int) -> int:
+    limit = model.max_sequence_length
+    length = asked or limit or longest_chunk
+    if limit is not None and length > limit:
+        raise InputError(f"context_length {length} is more than the model's {limit}; lower it")
+    if length < longest_chunk:
+        raise InputError(f"context_length {length} is less than a chunk of {longest_chunk}; lower the chunk lengths")
+    return length
+
+
+def _as_float32(model: LanguageModel) -> LanguageModel:
+    """The model itself, or a copy that computes in float32: TFLite has no mixed precision."""
+    if model.compute_dtype == "float32":
+        return model
+    copy = type(model)(model.config, dtype="float32")
+    copy.build()
+    for target, source in zip(copy.weights, model.weights, strict=True):
+        target.assign(source)
+    return copy
+
+
+def _convert(model: LanguageModel, functions: dict[str, Any], quantization: str | None) -> bytes:
+    """A SavedModel in between: the converter's direct way from functions fails at run time on Keras 3 variables."""
+    module = tf.Module()
+    # A tf.Module does not see the variables of a Keras 3 model; without them the file is tiny and answers NaN.
+    module.kept = [variable.value for variable in model.variables]
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(module, folder, signatures=functions)
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(functions))
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if quantization is not None:
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if quantization == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        try:
+            return converter.convert()
+        except Exception as error:  # the converter raises several kinds, all with many lines
+            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InputError(
+                f"the model cannot be written with TFLite's builtin operations ({first}); "
+                "replace the layer that needs others"
+            ) from error
+
+
+def _check(content: bytes, model: LanguageModel, context_length: int, quantization: str | None) -> None:
+    """Load the file as a phone would and compare two steps with Keras."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    least = sum(int(np.prod(w.shape)) for w in model.weights) * _BYTES_PER_WEIGHT[quantization]
+    if len(content) < least:
+        raise InputError(f"the TFLite file has {len(content)} bytes, less than its weights' {least}; report this as a bug")
+    try:
+        runner = Interpreter(model_content=content, num_threads=2).get_signature_runner("decode")
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"the TFLite file does not load ({str(error).splitlines()[0]}); report this as a bug") from error
+    state = model.initial_state(1, context_length)
+    inputs = {name: np.array(value) for name, value in carried(state).items()}
+    for step, token in enumerate((1, model.config.vocabulary_size - 1)):
+        tokens = np.array([[token]], "int32")
+        place = {"input_pos": np.array([step], "int32")} if model.max_sequence_length is not None else {}
+        outputs = runner(tokens=tokens, **place, **inputs)
+        expected, state = model(tokens, state=state, training=False)
+        difference = float(np.abs(outputs.pop("logits") - np.array(expected)).max())
+        if not difference <= _TOLERANCE[quantization]:
+            raise InputError(
+                f"the TFLite file's logits differ from Keras' by {difference:.2g}, more than "
+                f"{_TOLERANCE[quantization]:.2g}; export without quantization"
+            )
+        inputs = outputs
