@@ -98,5 +98,5 @@ def _decode(path: Path, number: int, line: bytes) -> str:
         return line.removesuffix(b"\r").decode("utf-8-sig" if number == 1 else "utf-8")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}: line {number} is not UTF-8 (byte {error.start} of the line: {error.reason}); convert it with iconv"
+            f"{path}: line {number} is not UTF-8 (its byte {error.start}: {error.reason}); convert the file with iconv"
         ) from None

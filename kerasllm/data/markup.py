@@ -14,14 +14,15 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from kerasllm.data.templates import MAX_LENGTH, render
+from kerasllm.data.templates import replace_braces
 
 # Unicode non-characters never occur in text, so they serve as marks inside this module (and are removed from input).
 _GAP = "\ufdd0"  # where a template, formula or picture was taken out: punctuation around it may need tidying
+_BREAK = "\ufdef"  # before a line end that stays one; others only wrap the source of a paragraph
 _LITERAL = "[]{}|'<>=&*#:;-_! "  # characters of <nowiki>, <pre> and code that must not be read as markup
 _PROTECT = {ord(char): 0xFDD1 + index for index, char in enumerate(_LITERAL)}
 _RESTORE = {code: chr(char) for char, code in _PROTECT.items()}
-_PROTECTED = re.compile("[\ufdd1-\ufdef]")
+_PROTECTED = re.compile("[\ufdd1-\ufdee]")
 _FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\ufdd0-\ufdef\ufffe\uffff\ud800-\udfff]")
 
 _TAG_END = r"\b([^<>]*)>"
@@ -31,20 +32,20 @@ _DROPPED_TAGS = re.compile(
     r"|templatestyles|templatedata|categorytree|includeonly|style|script|section|indicator|dynamicpagelist)" + _TAG_END,
     re.IGNORECASE,
 )
+_POEM = re.compile(r"<()(/?)(poem)" + _TAG_END)
 _SUPERSCRIPT = re.compile(
     r"<sup(?<=[\w)\]']<sup)\b[^<>]*>[ '{]*+([-+−–]?[ ]?\d++|[nmkxyi])[ '}]*+</sup *>", re.IGNORECASE
 )
 _TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)" + _TAG_END)
-_INLINE = frozenset(
-    "abbr b bdi bdo big cite code data del dfn em font i ins kbd mark nobr noinclude onlyinclude q rb rp rt rtc ruby s "
-    "samp small span strike strong sub sup time tt u var wbr ref references math nowiki score section".split()
+_INLINE = re.compile(
+    "abbr|b|bd[io]|big|cite|code|data|del|dfn|em|font|i|ins|kbd|mark|nobr|noinclude|onlyinclude|q|rb|rp|rt|rtc|ruby|s|samp"
+    "|small|span|strike|strong|su[bp]|time|tt|u|var|wbr|references|ref|math|nowiki|score|section"
 )
-_BLOCK = frozenset(
-    "blockquote center dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p poem pre source syntaxhighlight table tbody td th thead "
-    "tr ul caption gallery includeonly".split()
+_BLOCK = re.compile(
+    "blockquote|center|d[dltiv]+|h[1-6r]|li|[ou]l|p|poem|pre|source|syntaxhighlight|table|tbody|t[dhr]|thead|caption|gallery"
+    "|includeonly"
 )
 
-_BRACES = re.compile(r"\{\{+|\}\}+|\{\||\|\}(?!\})")
 _VARIANT = re.compile(r"-\{((?:[^{}]++)*+)\}-")
 _VARIANT_RULE = re.compile(r"(?:^|;)\s*(zh(?:-[a-z]+)?|sr-\w+)\s*:([^;]*)")
 _EXTERNAL = re.compile(
@@ -70,16 +71,16 @@ _TIDY: tuple[tuple[re.Pattern[str], str], ...] = (
     # Parentheses that held nothing but what was taken out, separators included: "( ; )".
     (re.compile(rf" ?[(（](?:[ ,;:/–—-]*+{_GAP})+[ ,;:/–—-]*+[)）]"), ""),
     (re.compile(rf"([(（])(?:[ ,;:/–—-]*+{_GAP})+[ ,;:/–—-]*"), r"\1"),
-    (re.compile(rf"(?<![ ,;:])[ ,;:]*+(?:{_GAP}[ ,;:]*+)+([)）])"), r"\1"),
+    (re.compile(rf"(?<![ ,;:{_GAP}])(?:[ ,;:]*+{_GAP})++[ ,;:]*+([)）])"), r"\1"),
     # A list of alternatives that lost one: "a, , b".
     (re.compile(rf"([,;]) ?{_GAP}+ ?(?=[,;.])"), ""),
     (re.compile(rf" {_GAP}+(?=[,.;:!?)\]’”])"), ""),
-    (re.compile(rf" ?{_GAP}+ "), " "),
+    (re.compile(rf"(?<!{_GAP}) ?{_GAP}++ "), " "),
     (re.compile(rf"{_GAP}+"), ""),
 )
-_HEADING = re.compile(r"(={1,6})(.*[^=\s].*?)(={1,6})")
 _LIST = re.compile(r"[*#:;]+ *")
 _TABLE_ROW = re.compile(r"\{\||\|[-+}]|\|\||\|(?= ?[\w'\[])")
+_CJK = re.compile("[\u3000-\u30ff\u3400-\u9fff\uff00-\uffef]")
 _WORD = re.compile(r"[^\W_]")
 
 
@@ -133,7 +134,9 @@ def clean(wikitext: str, site: Site = ENGLISH) -> str:
     text = _FORBIDDEN.sub("", _LINE_ENDS.sub("\n", wikitext.replace("\r\n", "\n")))
     text = _elements(text, _LITERAL_TAGS, _literal)
     text = _elements(text, _DROPPED_TAGS, _dropped)
-    text = _drop_braces(text)
+    if "<poem" in text:
+        text = _elements(text, _POEM, lambda _, content: "\n\n" + content.replace("\n", _BREAK + "\n") + "\n\n")
+    text = replace_braces(text, _GAP)
     if "-{" in text:
         text = _VARIANT.sub(_variant, text)
     text = _unlink(text, site)
@@ -206,81 +209,6 @@ def _dropped(name: str, content: str) -> str:
     return "" if name in ("ref", "references", "section", "indicator") else _GAP
 
 
-@dataclass
-class _Open:
-    """An opening mark: `count` braces of a template or parameter, 0 for a table; `parts` is the text since then."""
-
-    count: int
-    parts: list[str]
-
-
-def _drop_braces(text: str) -> str:
-    """Take out templates `{{ }}`, parameters `{{{ }}}` and tables `{| |}`, nested in any way.
-
-    Tables open and close only at the start of a line (https://www.mediawiki.org/wiki/Help:Tables); templates are
-    matched first, as in MediaWiki's preprocessor. Marks without a partner are removed and their content stays.
-    """
-    root = _Open(0, [])
-    stack = [root]
-    braces: list[int] = []  # where on the stack templates and tables are, so that finding the last one is one step
-    tables: list[int] = []
-    done = 0
-    for match in _BRACES.finditer(text):
-        token, start = match[0], match.start()
-        if "|" in token and not _starts_line(text, start):
-            continue
-        stack[-1].parts.append(text[done:start])
-        done = match.end()
-        if token[0] == "{":
-            (tables if token == "{|" else braces).append(len(stack))
-            stack.append(_Open(0 if token == "{|" else len(token), []))
-        elif token == "|}":
-            if tables:
-                place = tables.pop()
-                _cut(braces, place)
-                del stack[place:]
-                stack[-1].parts.append(_GAP)
-        else:
-            _close_braces(len(token), stack, braces, tables)
-    stack[-1].parts.append(text[done:])
-    return "".join(part for frame in stack for part in frame.parts)
-
-
-def _close_braces(count: int, stack: list[_Open], braces: list[int], tables: list[int]) -> None:
-    """Match `count` closing braces with the opening ones on the stack, innermost first."""
-    while count >= 2 and braces:
-        place = braces[-1]
-        frame = stack[place]
-        used = 3 if min(count, frame.count) >= 3 else 2
-        result = _GAP
-        parts = [part for opened in stack[place:] for part in opened.parts]
-        if used == 2 and sum(map(len, parts)) <= MAX_LENGTH:
-            rendered = render("".join(parts))
-            result = _GAP if rendered is None else rendered
-        del stack[place + 1 :]
-        _cut(tables, place)
-        count -= used
-        frame.count -= used
-        frame.parts = [result]
-        if frame.count < 2:
-            braces.pop()
-            stack.pop()
-            stack[-1].parts.append("{" * frame.count + result)
-    if count == 1:
-        stack[-1].parts.append("}")
-
-
-def _cut(places: list[int], limit: int) -> None:
-    while places and places[-1] > limit:
-        places.pop()
-
-
-def _starts_line(text: str, position: int) -> bool:
-    before = text[max(0, position - 16) : position]
-    line = before.rpartition("\n")[2]
-    return not line.strip(" \t:*#;") and (line != before or len(before) < 16 or before[:1] == "\n")
-
-
 def _variant(match: re.Match[str]) -> str:
     """`-{zh-hans:a; zh-hant:b}-` -> "a" (https://www.mediawiki.org/wiki/Writing_systems/Syntax)."""
     flags, bar, content = match[1].rpartition("|")
@@ -328,18 +256,18 @@ def _link_text(content: str, site: Site) -> str:
     if target.startswith(":"):
         # ":Category:Trees" is a link to the category's page; its own name is all a reader wants.
         return target.rpartition(":")[2]
-    if bar:
-        return re.sub(r" *\([^()]*\)$|,.*$", "", rest or target)  # the "pipe trick"
+    if bar and len(target) < 256:  # the longest title; "[[Mercury (planet)|]]" is shown as "Mercury"
+        return re.sub(r" *\([^()]*\)$|,.*$", "", rest or target)
     return rest if prefix in _NOT_LANGUAGES else target
 
 
 def _tag(match: re.Match[str]) -> str:
     name = match[2].lower()
-    if name in _INLINE:
-        return ""
     if name == "br":
-        return "\n"
-    return "\n\n" if name in _BLOCK else match[0]  # unknown names are not tags: "#include <stdio.h>"
+        return _BREAK + "\n"
+    if _INLINE.fullmatch(name):
+        return ""
+    return "\n\n" if _BLOCK.fullmatch(name) else match[0]  # unknown names are not tags: "#include <stdio.h>"
 
 
 def _quotes(match: re.Match[str]) -> str:
@@ -354,29 +282,42 @@ def _entity(match: re.Match[str]) -> str:
 
 def _blocks(text: str) -> str:
     """Arrange lines into paragraphs, lists and headings, and drop the headings of empty sections."""
-    blocks: list[tuple[int, list[str]]] = []  # heading level (0 for text) and lines
-    open_block = in_list = False
+    blocks: list[tuple[int, list[str]]] = []  # heading level (0 for text), and pieces to join
+    open_block = in_list = wraps = False
     for raw in text.split("\n"):
-        line = _tidy(raw).strip() if _GAP in raw else raw.strip()
-        if not _WORD.search(line) or _TABLE_ROW.match(line):
-            # Rules, empty items and what is left of broken tables have no word; code between blank lines may.
-            if line and _PROTECTED.search(line) and open_block:
-                blocks[-1][1].append(line)
-            open_block = open_block and bool(line)
+        line = (_tidy(raw) if _GAP in raw else raw).strip()
+        breaks = raw[:1] == " " or line.endswith(_BREAK) or _PROTECTED.search(raw) is not None
+        line = line.replace(_BREAK, "").rstrip()
+        if _TABLE_ROW.match(line) or not (_WORD.search(line) or _PROTECTED.search(line)):
+            # Rules, empty items and what is left of broken tables hold no word; a line of code may do without.
+            wraps = False
+            open_block = open_block and breaks
             continue
-        heading = _HEADING.fullmatch(line)
-        if heading:
-            blocks.append((min(len(heading[1]), len(heading[3])), [heading[2].strip("= ")]))
+        level, heading = _heading(line)
+        if level:
+            blocks.append((level, [heading]))
             open_block = in_list = False
             continue
         item = _LIST.match(line)
         if item:
             line = _item(line, item)
         if not open_block or (in_list and not item):
-            blocks.append((0, []))
-        blocks[-1][1].append(line)
-        open_block, in_list = True, item is not None
-    return "\n\n".join("\n".join(lines) for _, lines in _without_empty_sections(blocks))
+            blocks.append((0, [line]))
+        else:
+            # A line end within a paragraph is a space (https://www.mediawiki.org/wiki/Help:Formatting).
+            last = blocks[-1][1][-1]
+            space = "" if _CJK.match(last[-1:]) or _CJK.match(line) else " "
+            blocks[-1][1].extend((space if wraps and not item and not in_list else "\n", line))
+        open_block, in_list, wraps = True, item is not None, not breaks
+    return "\n\n".join("".join(pieces) for _, pieces in _without_empty_sections(blocks))
+
+
+def _heading(line: str) -> tuple[int, str]:
+    """Level and words of `== Heading ==`; level 0 for any other line."""
+    words = line.strip("= ")
+    if not words or line[0] != "=" or line[-1] != "=":
+        return 0, line
+    return min(len(line) - len(line.lstrip("=")), len(line) - len(line.rstrip("=")), 6), words
 
 
 def _tidy(line: str) -> str:

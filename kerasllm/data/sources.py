@@ -12,8 +12,10 @@ from pathlib import Path
 from kerasllm.data.compressed import SUFFIXES, read_chunks, read_lines
 from kerasllm.data.markup import Site, clean
 from kerasllm.data.pool import available_cores, map_in_order
-from kerasllm.data.wikipedia import Dump
+from kerasllm.data.wikipedia import Dump, default_corpus
 from kerasllm.errors import InputError
+
+__all__ = ["Article", "ReadReport", "default_corpus", "read_articles"]
 
 _BATCH = 1 << 19  # characters of wikitext that a worker gets at a time
 _BEFORE_POOL = 8  # batches (4 million characters, under a second) cleaned here before processes are worth starting
