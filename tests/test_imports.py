@@ -1,6 +1,5 @@
 """`import kerasllm` is light, and every public name leads somewhere."""
 
-import importlib.util
 import subprocess
 import sys
 
@@ -27,10 +26,6 @@ def test_files_and_errors_need_no_keras():
 
 @pytest.mark.parametrize("name", kerasllm.__all__)
 def test_public_names_resolve(name):
-    module = kerasllm._NAMES.get(name, name)
-    found = module in ("__version__",) or importlib.util.find_spec(f"kerasllm.{module}")
-    if not found or (found is not True and found.origin is None):
-        pytest.xfail(f"kerasllm.{module} is not written yet")
     assert getattr(kerasllm, name) is not None
     assert name in dir(kerasllm)
 
