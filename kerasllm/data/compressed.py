@@ -43,7 +43,7 @@ def read_chunks(path: Path) -> Iterator[bytes]:
                     yield from _read_bzip2(file)
                 else:
                     unpacked = gzip.GzipFile(fileobj=file) if magic.startswith(b"\x1f\x8b") else file
-                    while chunk := unpacked.read1(CHUNK):  # type: ignore[attr-defined]
+                    while chunk := unpacked.read1(CHUNK):
                         yield chunk
             except (EOFError, OSError, zlib.error) as error:
                 raise InputError(

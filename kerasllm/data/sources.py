@@ -5,9 +5,10 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from kerasllm.data.compressed import SUFFIXES, read_chunks, read_lines
 from kerasllm.data.markup import Site, clean
@@ -16,6 +17,8 @@ from kerasllm.data.wikipedia import Dump, default_corpus
 from kerasllm.errors import InputError
 
 __all__ = ["Article", "ReadReport", "default_corpus", "read_articles"]
+
+T = TypeVar("T")
 
 _BATCH = 1 << 19  # characters of wikitext that a worker gets at a time
 _BEFORE_POOL = 8  # batches (4 million characters, under a second) cleaned here before processes are worth starting
@@ -164,7 +167,7 @@ class _Reader:
             self.report.pages += 1
             yield article
 
-    def _until_failure(self, items):  # type: ignore[no-untyped-def]  # Iterator[T] -> Iterator[T]
+    def _until_failure(self, items: Iterable[T]) -> Iterator[T]:
         """Hold an error back, so that what was read before it is worked off first, by whatever number of workers."""
         try:
             yield from items

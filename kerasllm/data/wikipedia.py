@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 from xml.etree import ElementTree
 
 from kerasllm.data.compressed import read_chunks
@@ -77,7 +78,7 @@ class Dump:
                 message names the place and the last whole page.
         """
         self._reset()
-        parser = ElementTree.XMLPullParser(("start", "end"))
+        parser: ElementTree.XMLPullParser[Any] = ElementTree.XMLPullParser(("start", "end"))
         try:
             for chunk in self._chunks():
                 parser.feed(chunk)
@@ -104,8 +105,8 @@ class Dump:
         except InputError as error:
             raise InputError(f"{error}{self._progress()}") from None
 
-    def _pages(self, parser: ElementTree.XMLPullParser) -> Iterator[Page]:
-        for event, element in parser.read_events():
+    def _pages(self, parser: "ElementTree.XMLPullParser[Any]") -> Iterator[Page]:
+        for event, element in cast("Iterator[tuple[str, ElementTree.Element]]", parser.read_events()):
             tag = element.tag.rpartition("}")[2]
             if event == "start":
                 if self._root is None:
@@ -126,7 +127,7 @@ class Dump:
                 self._read_siteinfo(element)
 
     def _read_siteinfo(self, element: ElementTree.Element) -> None:
-        pairs = [(int(name.get("key", "0")), name.text or "") for name in element.iterfind(".//{*}namespace")]
+        pairs = [(_number(name.get("key", "0")), name.text or "") for name in element.iterfind(".//{*}namespace")]
         self._namespaces = {name.lower(): number for number, name in pairs if name}
         self.site = Site.from_namespaces(pairs)
 
@@ -139,7 +140,7 @@ class Dump:
         text = revision.findtext("{*}text") or ""
         return Page(
             title=title,
-            namespace=int(number),
+            namespace=_number(number),
             # <redirect> came with schema 0.4; the magic word works in English on every wiki.
             redirect=element.find("{*}redirect") is not None or text.lstrip()[:9].lower() == "#redirect",
             wikitext=(revision.findtext("{*}model") or "wikitext") == "wikitext",
@@ -163,3 +164,11 @@ class Dump:
         if not self._last_title:
             return "; no page was whole"
         return f'; the last whole page is {self._last_title!r} (on_error="stop" keeps what comes before the damage)'
+
+
+def _number(text: str) -> int:
+    """A namespace's number; one that is no number is nobody's, and its pages are not articles."""
+    try:
+        return int(text)
+    except ValueError:
+        return -9
