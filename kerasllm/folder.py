@@ -115,12 +115,15 @@ def find(path_or_name: str | os.PathLike[str]) -> Path:
     raise InputError(f"{path}: no such folder")
 
 
-def write_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:
+def write_weights(
+    model: "keras.Model", path: str | os.PathLike[str], metadata: dict[str, str] | None = None
+) -> None:
     """Write a model's weights as one safetensors file, atomically.
 
     Args:
         model: A built model; its variable paths must differ from each other.
         path: The file; replaced if it exists.
+        metadata: What to record in the file's header.
 
     Raises:
         InputError: Two variables have the same path.
@@ -134,7 +137,7 @@ def write_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:
             raise InputError(f"{path}: the model has two variables with path {name}; name its layers differently")
         tensors[name] = np.asarray(weight.numpy(), order="C")
     with atomic_file(path) as file:
-        file.write(safetensors.numpy.save(tensors))
+        file.write(safetensors.numpy.save(tensors, metadata))
 
 
 def read_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:

@@ -64,23 +64,47 @@ def generate(
     Raises:
         InputError: A prompt does not fit the context, an option is out of range, or the tokenizer is another model's.
     """
-    if not isinstance(prompts, str) and not prompts:
-        return []
-    single = isinstance(prompts, str)
-    continuations = _Continuations(
-        model,
-        tokenizer,
-        [prompts] if isinstance(prompts, str) else list(prompts),
-        max_new_tokens,
-        Sampling(temperature, top_k, top_p, repetition_penalty),
-        [stop] if isinstance(stop, str) else list(stop),
-        seed,
-    )
+    if isinstance(prompts, str):
+        return generate(
+            model,
+            tokenizer,
+            [prompts],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            stop=stop,
+            seed=seed,
+        )[0]
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty)
+    continuations = _Continuations(model, tokenizer, list(prompts), max_new_tokens, sampling, _strings(stop), seed)
     step = _CHECK_EVERY if continuations.stop else max_new_tokens
     while not continuations.finished:
         continuations.advance(step)
-    texts = [text for text, _ in continuations.texts()]
-    return texts[0] if single else texts
+    return [text for text, _ in continuations.texts()]
+
+
+def generate_tokens(
+    model: LanguageModel, tokenizer: TextCodec, prompts: Sequence[str], *, max_new_tokens: int = 64
+) -> np.ndarray:
+    """Greedy continuations as token ids, for comparing one runtime with another.
+
+    Args:
+        model: A language model.
+        tokenizer: Its tokenizer.
+        prompts: Texts.
+        max_new_tokens: Tokens in a continuation.
+
+    Returns:
+        int32 `(batch, max_new_tokens)`; after an end token there are only end tokens.
+
+    Raises:
+        InputError: See `generate`.
+    """
+    continuations = _Continuations(model, tokenizer, list(prompts), max_new_tokens, Sampling(), [], 0)
+    continuations.advance(max_new_tokens)
+    return np.array(continuations.decoding.tokens)[:, :max_new_tokens]
 
 
 def stream(model: LanguageModel, tokenizer: TextCodec, prompt: str, *, chunk: int = 1, **options: Any) -> Iterator[str]:
@@ -105,7 +129,7 @@ def stream(model: LanguageModel, tokenizer: TextCodec, prompt: str, *, chunk: in
     stop = options.pop("stop", ())
     max_new_tokens = options.pop("max_new_tokens", 64)
     seed = options.pop("seed", 0)
-    stops = [stop] if isinstance(stop, str) else list(stop)
+    stops = _strings(stop)
     continuations = _Continuations(model, tokenizer, [prompt], max_new_tokens, Sampling(**options), stops, seed)
     emitted = 0
     while not continuations.finished:
@@ -131,7 +155,7 @@ class _Continuations:
         seed: int,
     ) -> None:
         _check(model, tokenizer, max_new_tokens, sampling)
-        self.model, self.tokenizer, self.stop = model, tokenizer, [s for s in stop if s]
+        self.tokenizer, self.stop = tokenizer, stop
         self.drawn, self.max_new_tokens = 0, max_new_tokens
         rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
         _check_lengths(model, rows, max_new_tokens)
@@ -184,7 +208,7 @@ def left_pad(rows: Sequence[Sequence[int]], fill: int) -> tuple[np.ndarray, np.n
     Returns:
         int32 `(batch, length)` and int32 `(batch,)`, the number of empty slots.
     """
-    length = _bucket(max(len(row) for row in rows))
+    length = _bucket(max((len(row) for row in rows), default=1))
     padding = np.array([length - len(row) for row in rows], "int32")
     tokens = np.full((len(rows), length), fill, "int32")
     for target, row, empty in zip(tokens, rows, padding, strict=True):
@@ -223,6 +247,10 @@ def _check_lengths(model: LanguageModel, rows: list[list[int]], max_new_tokens: 
                 f"prompt {index + 1}: {len(row)} tokens and {max_new_tokens} new ones do not fit the model's context "
                 f"of {context}; shorten the prompt or lower max_new_tokens"
             )
+
+
+def _strings(stop: str | Sequence[str]) -> list[str]:
+    return [s for s in ([stop] if isinstance(stop, str) else stop) if s]
 
 
 def _until(row: np.ndarray, eos_id: int) -> list[int]:

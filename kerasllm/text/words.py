@@ -192,3 +192,15 @@ def _tight(word: str, split: str) -> tuple[bool, bool]:
         return word == "\n", word == "\n"
     alone = word == "\n" or re.fullmatch(f"[{_ASIAN}]", word) is not None
     return alone or word in _CLOSING, alone or word in _OPENING
+
+
+def count_words(text: str) -> int:
+    """Number of words in a text, for word-level perplexity.
+
+    Args:
+        text: Any string.
+
+    Returns:
+        What blanks separate counts as one word, but every Chinese or Japanese character is a word of its own.
+    """
+    return len(re.findall(f"[{_ASIAN}]|[^\\s{_ASIAN}]+", text))

@@ -1,0 +1,99 @@
+"""Running an exported SavedModel: TensorFlow alone, as a server would; neither Keras nor the model's Python code."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kerasllm.errors import InputError
+from kerasllm.text import load_tokenizer
+
+
+class ServedModel:
+    """A SavedModel that `export_saved_model` wrote.
+
+    Args:
+        path: The folder with `saved_model.pb`.
+
+    Raises:
+        InputError: It is missing, broken or not a language model of this library.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        import tensorflow as tf
+        import tensorflow_text  # noqa: F401 (registers the ops of SentencePiece)
+
+        self.path = Path(path)
+        try:
+            # The object must live as long as its functions.
+            self._loaded = tf.saved_model.load(str(path))
+        except (OSError, ValueError, tf.errors.OpError) as error:
+            raise InputError(f"{path}: does not load as a SavedModel ({str(error).splitlines()[0]}); export it anew") from None
+        self._signatures = self._loaded.signatures
+        if "score_tokens" not in self._signatures:
+            raise InputError(f"{path}: has no signature 'score_tokens'; it was not exported by kerasllm")
+        self.tokenizer = load_tokenizer(self.path / "assets.extra")
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Any:
+        """Continue prompts; the options are those of `kerasllm.generate`, its uniform numbers are TensorFlow's own.
+
+        Returns:
+            The continuation without the prompt: a string for one prompt, a list for several.
+
+        Raises:
+            InputError: A prompt does not fit the context.
+        """
+        rows = [prompts] if isinstance(prompts, str) else list(prompts)
+        text = self._generate(rows, max_new_tokens, temperature, top_k, top_p, seed)["text"].numpy()
+        texts = [value.decode() for value in text]
+        return texts[0] if isinstance(prompts, str) else texts
+
+    def tokens(self, prompts: Sequence[str], max_new_tokens: int) -> np.ndarray:
+        """Greedy continuations as int32 `(batch, max_new_tokens)`; after an end token there are only end tokens."""
+        return self._generate(list(prompts), max_new_tokens, 0.0, 0, 1.0, 0)["tokens"].numpy()
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits after every token of a text: float32 `(length, vocabulary_size)`."""
+        return self._call("logits", tokens=np.array([tokens], "int32"))["logits"].numpy()[0]
+
+    def score_tokens(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log probability of targets and most likely tokens, as `kerasllm.generation.score_windows`."""
+        outputs = self._call("score_tokens", tokens=tokens.astype("int32"), targets=targets.astype("int32"))
+        return outputs["log_probs"].numpy(), outputs["top_1"].numpy()
+
+    def score(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """`log_probability`, `token_count` and `byte_count` of each text, `(batch,)` each."""
+        return {name: value.numpy() for name, value in self._call("score", text=np.array(texts, object)).items()}
+
+    def _generate(self, rows: list[str], count: int, temperature: float, top_k: int, top_p: float, seed: int) -> Any:
+        import tensorflow as tf
+
+        try:
+            return self._call(
+                "generate",
+                text=np.array(rows, object),
+                max_new_tokens=np.int32(count),
+                temperature=np.float32(temperature),
+                top_k=np.int32(top_k),
+                top_p=np.float32(top_p),
+                seed=np.int32(seed),
+            )
+        except tf.errors.InvalidArgumentError as error:
+            message = next((line for line in error.message.splitlines() if "context" in line), error.message.splitlines()[0])
+            raise InputError(f"{message.strip()}; shorten the prompt or lower max_new_tokens") from None
+
+    def _call(self, signature: str, **inputs: Any) -> Any:
+        import tensorflow as tf
+
+        return self._signatures[signature](**{name: tf.constant(value) for name, value in inputs.items()})
