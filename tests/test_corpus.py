@@ -178,6 +178,7 @@ def test_bad_arguments(tmp_path):
         ({"tokenizer": "wordpiece"}, "none of sentencepiece"),
         ({"validation": 0.5, "test": 0.5}, "fractions"),
         ({"validation": -0.1}, "fractions"),
+        ({"workers": 0}, "workers: 0 is too few"),
         ({"tokenizer": "sentencepiece", "vocabulary_size": 50_000}, "largest possible is"),
         ({"tokenizer": "word", "vocabulary_size": 50_000}, "different words"),
     ]:

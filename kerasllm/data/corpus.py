@@ -168,6 +168,8 @@ def prepare(
         raise InputError(f"tokenizer: {tokenizer!r} is none of {', '.join(_TRAINERS)}")
     if min(validation, test) < 0 or validation + test >= 1:
         raise InputError(f"validation {validation} and test {test} must be fractions that leave something to train on")
+    if workers is not None and workers < 1:
+        raise InputError(f"workers: {workers} is too few; give 1 or more, or None for all cores")
     if isinstance(source, Mapping) and ("train" not in source or not set(source) <= set(SPLITS)):
         raise InputError(f"source: needs 'train', and may have others of {', '.join(SPLITS)}; got {list(source)}")
     with atomic_folder(out, overwrite=overwrite) as folder:

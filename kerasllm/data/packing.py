@@ -32,7 +32,8 @@ def packed_dataset(
 
     * For evaluation, `seed=None`: windows in order, all of them, so the last batch may be smaller.
     * For training, with a seed: windows in an order that depends on seed and epoch only, every batch full; the few
-      windows that would fill no batch are others in each epoch. Iterating again gives the next epoch.
+      windows that would fill no batch are others in each epoch. Iterating again gives the next epoch (so does a look
+      at the first batch, which Keras takes to build a model; with `repeat` every iterator begins at `start`).
     * For recurrent models, `columns=True`: the stream is cut into `batch_size` columns, and row `r` of each batch
       continues row `r` of the batch before, so that the state may be carried. Every batch is full.
 
