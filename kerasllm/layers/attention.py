@@ -69,18 +69,18 @@ class MultiHeadAttention(keras.layers.Layer):
         self.rotary = None if rotary_base is None else RotaryEmbedding(rotary_base, dtype=self.dtype_policy, name="rotary")
         self.attention_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="attention_dropout")
 
-    def build(self, input_shape: Any, context_shape: Any = None) -> None:
+    def build(self, inputs_shape: Any, context_shape: Any = None) -> None:
         """Makes the kernels of query, key, value and output."""
-        hidden_dim = input_shape[-1]
+        hidden_dim = inputs_shape[-1]
         if hidden_dim % self.num_heads:
             raise ValueError(f"{self.name}: num_heads {self.num_heads} must divide the width of the input, {hidden_dim}")
         self.head_dim = hidden_dim // self.num_heads
         key_value_dim = self.num_key_value_heads * self.head_dim
-        context_shape = context_shape or input_shape
-        self.query = self._dense(hidden_dim, "query", input_shape)
+        context_shape = context_shape or inputs_shape
+        self.query = self._dense(hidden_dim, "query", inputs_shape)
         self.key = self._dense(key_value_dim, "key", context_shape)
         self.value = self._dense(key_value_dim, "value", context_shape)
-        self.output_projection = self._dense(hidden_dim, "output", input_shape)
+        self.output_projection = self._dense(hidden_dim, "output", inputs_shape)
         if self.rotary is not None:
             self.rotary.build((None, self.num_heads, None, self.head_dim))
 
@@ -161,9 +161,13 @@ class MultiHeadAttention(keras.layers.Layer):
         batch, length = ops.shape(x)[0], ops.shape(x)[2]
         return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (batch, length, self.num_heads * self.head_dim))
 
-    def compute_output_shape(self, input_shape: Any) -> Any:
+    def compute_output_shape(self, inputs_shape: Any, **_: Any) -> Any:
         """The shape of the inputs."""
-        return input_shape
+        return inputs_shape
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Traces `call`, which knows of the outputs that are returned on demand."""
+        return keras.Operation.compute_output_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -84,6 +84,10 @@ class LSTMStack(keras.layers.Layer):
         """`(batch, length, units[-1])`."""
         return (*input_shape[:-1], self.units[-1])
 
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Traces `call`, which knows of the outputs that are returned on demand."""
+        return keras.Operation.compute_output_spec(self, *args, **kwargs)
+
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {**super().get_config(), "units": list(self.units), "dropout": self.dropout}

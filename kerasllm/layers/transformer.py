@@ -121,15 +121,15 @@ class TransformerBlock(keras.layers.Layer):
         self.feedforward_norm = make_norm(name="feedforward_norm", **norms)
         self.residual_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="residual_dropout")
 
-    def build(self, input_shape: Any, context_shape: Any = None) -> None:
+    def build(self, inputs_shape: Any, context_shape: Any = None) -> None:
         """Makes the variables of every sublayer."""
-        self.attention.build(input_shape)
-        self.attention_norm.build(input_shape)
+        self.attention.build(inputs_shape)
+        self.attention_norm.build(inputs_shape)
         if self.cross_attention is not None:
-            self.cross_attention.build(input_shape, context_shape)
-            self.cross_attention_norm.build(input_shape)
-        self.feedforward.build(input_shape)
-        self.feedforward_norm.build(input_shape)
+            self.cross_attention.build(inputs_shape, context_shape)
+            self.cross_attention_norm.build(inputs_shape)
+        self.feedforward.build(inputs_shape)
+        self.feedforward_norm.build(inputs_shape)
 
     def call(
         self,
@@ -178,9 +178,13 @@ class TransformerBlock(keras.layers.Layer):
             return x + self.residual_dropout(sublayer(norm(x)), training=training)
         return norm(x + self.residual_dropout(sublayer(x), training=training))
 
-    def compute_output_shape(self, input_shape: Any, **_: Any) -> Any:
+    def compute_output_shape(self, inputs_shape: Any, **_: Any) -> Any:
         """The shape of the inputs."""
-        return input_shape
+        return inputs_shape
+
+    def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
+        """Traces `call`, which knows of the outputs that are returned on demand."""
+        return keras.Operation.compute_output_spec(self, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
