@@ -41,7 +41,7 @@ class MultiHeadAttention(keras.layers.Layer):
         `(batch, num_heads, length, key_length)`; with `cache` also the new cache, last.
 
     Raises:
-        ValueError: The head counts do not divide.
+        ValueError: A head count is not positive, or the head counts do not divide.
     """
 
     def __init__(
@@ -57,7 +57,10 @@ class MultiHeadAttention(keras.layers.Layer):
     ) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
-        self.num_key_value_heads = num_key_value_heads or num_heads
+        self.num_key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
+        for name in ("num_heads", "num_key_value_heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, received {getattr(self, name)}")
         if num_heads % self.num_key_value_heads:
             raise ValueError(f"num_key_value_heads must divide num_heads {num_heads}, received {num_key_value_heads}")
         self.causal = causal

@@ -31,7 +31,7 @@ class SinePositionEncoding(keras.layers.Layer):
 
     def __init__(self, max_wavelength: float = 10_000.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if max_wavelength <= 1:
+        if not max_wavelength > 1:
             raise ValueError(f"max_wavelength must be greater than 1, received {max_wavelength}")
         self.max_wavelength = float(max_wavelength)
         self.supports_masking = True
@@ -132,11 +132,13 @@ class RotaryEmbedding(keras.layers.Layer):
         The rotated inputs, same shape and dtype.
 
     Raises:
-        ValueError: `head_dim` is odd.
+        ValueError: `base` is not greater than 1, or `head_dim` is odd.
     """
 
     def __init__(self, base: float = 10_000.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if not base > 1:
+            raise ValueError(f"base must be greater than 1, received {base}")
         self.base = float(base)
         self.supports_masking = True
 

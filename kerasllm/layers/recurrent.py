@@ -37,7 +37,7 @@ class LSTMStack(keras.layers.Layer):
     def __init__(self, units: Sequence[int], dropout: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not units:
-            raise ValueError("units must name the width of at least one layer")
+            raise ValueError(f"units must name the width of at least one layer, received {units!r}")
         self.units = tuple(units)
         self.dropout = dropout
         self.use_cudnn = True

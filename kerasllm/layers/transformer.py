@@ -92,6 +92,8 @@ class TransformerBlock(keras.layers.Layer):
         super().__init__(**kwargs)
         if norm not in NORMS:
             raise ValueError(f"norm must be one of {', '.join(NORMS)}, received {norm!r}")
+        if not norm_epsilon > 0:
+            raise ValueError(f"norm_epsilon must be positive, received {norm_epsilon}")
         # What get_config gives back; Keras wraps a dictionary attribute, a tuple of pairs it leaves alone.
         self._arguments = (
             ("num_heads", num_heads),
