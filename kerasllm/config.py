@@ -28,8 +28,21 @@ def _positive(config: Any, *names: str) -> None:
 
 
 def _rate(name: str, value: Any) -> None:
-    if not isinstance(value, (int, float)) or not 0 <= value < 1:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 1:
         raise InputError(f"{name} must be at least 0 and less than 1, received {value!r}")
+
+
+def _more_than(config: Any, name: str, least: float) -> None:
+    value = getattr(config, name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not least < value < float("inf"):
+        raise InputError(f"{name} must be a number greater than {least}, received {value!r}")
+
+
+def _switches(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not isinstance(value, bool):
+            raise InputError(f"{name} must be true or false, received {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +81,18 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Make a config from what `to_json` wrote."""
-        return cls.from_dict(json.loads(text))
+        """Make a config from what `to_json` wrote.
+
+        Raises:
+            InputError: The text is not a JSON object, or a key or value is refused.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{cls.__name__}: not JSON ({error})") from None
+        if not isinstance(values, dict):
+            raise InputError(f"{cls.__name__}: needs a JSON object, received {values!r}")
+        return cls.from_dict(values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +146,9 @@ class TransformerConfig(ModelConfig):
         _choice("norm", self.norm, NORMS)
         _choice("activation", self.activation, ACTIVATIONS)
         _rate("dropout", self.dropout)
+        _more_than(self, "rotary_base", 1)
+        _more_than(self, "norm_epsilon", 0)
+        _switches(self, "norm_first", "causal", "use_bias", "tie_embeddings")
         if self.hidden_dim % self.num_heads:
             raise InputError(f"num_heads must divide hidden_dim {self.hidden_dim}, received {self.num_heads}")
         if self.num_key_value_heads is not None:
@@ -165,6 +191,7 @@ class LSTMConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         _positive(self, "vocabulary_size", "embedding_dim", "hidden_dim", "num_layers")
+        _switches(self, "tie_embeddings")
         _rate("dropout", self.dropout)
 
     @property
