@@ -55,7 +55,7 @@ def generate(
         top_k: Keep only the k most likely tokens; 0 keeps all.
         top_p: Keep the most likely tokens whose share is at least p; 1 keeps all.
         repetition_penalty: Above 1 makes tokens that were seen less likely.
-        stop: A continuation ends before the first of these strings (and at the end-of-text token).
+        stop: A continuation ends before the one of these strings that is complete first (and at the end-of-text token).
         seed: Of the uniform numbers.
 
     Returns:
@@ -160,7 +160,7 @@ class _Continuations:
         rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
         _check_lengths(model, rows, max_new_tokens)
         capacity = _bucket(max_new_tokens)
-        tokens, padding = left_pad(rows, tokenizer.eos_id)
+        tokens, padding = left_pad(rows, tokenizer.eos_id, model.max_sequence_length)
         streams = [np.random.default_rng([seed, row]).random(max_new_tokens, "float32") for row in range(len(rows))]
         self.uniforms = np.zeros((len(rows), capacity), "float32")
         self.uniforms[:, :max_new_tokens] = streams
@@ -198,17 +198,22 @@ class _Continuations:
         return [_cut(self.tokenizer.decode(_until(row, self.tokenizer.eos_id)), self.stop) for row in tokens]
 
 
-def left_pad(rows: Sequence[Sequence[int]], fill: int) -> tuple[np.ndarray, np.ndarray]:
+def left_pad(
+    rows: Sequence[Sequence[int]], fill: int, max_length: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Prompts as one array, padded on the left to a power of two.
 
     Args:
         rows: Token ids of each prompt.
         fill: Token in the empty slots (it is never seen by the model).
+        max_length: Bound on the padded length; no row is longer.
 
     Returns:
         int32 `(batch, length)` and int32 `(batch,)`, the number of empty slots.
     """
     length = _bucket(max((len(row) for row in rows), default=1))
+    if max_length is not None:
+        length = min(length, max_length)
     padding = np.array([length - len(row) for row in rows], "int32")
     tokens = np.full((len(rows), length), fill, "int32")
     for target, row, empty in zip(tokens, rows, padding, strict=True):
@@ -259,12 +264,13 @@ def _until(row: np.ndarray, eos_id: int) -> list[int]:
 
 
 def _cut(text: str, stop: list[str]) -> tuple[str, bool]:
-    found = [index for index in (text.find(s) for s in stop) if index >= 0]
-    return (text[: min(found)], True) if found else (text, False)
+    # The stop string that is complete first ends the text: so it does not matter how often one looks.
+    found = [(text.find(s) + len(s), text.find(s)) for s in stop if s in text]
+    return (text[: min(found)[1]], True) if found else (text, False)
 
 
 def _held_back(text: str, stop: list[str]) -> int:
     """Characters at the end of `text` that later tokens may still change or that may begin a stop string."""
-    incomplete = len(text) - len(text.rstrip("\ufffd"))
-    begun = [n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])]
-    return max([incomplete, *begun])
+    settled = text.rstrip("\ufffd")
+    begun = [n for s in stop for n in range(1, len(s)) if settled.endswith(s[:n])]
+    return len(text) - len(settled) + max(begun, default=0)
