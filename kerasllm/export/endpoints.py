@@ -67,8 +67,8 @@ class TextEndpoints(tf.Module):
     @tf.function(input_signature=[_text()])
     def continue_text(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         """Greedy continuation: `text` (batch,) to `text` (batch,)."""
-        greedy = Sampling(*(tf.constant(value) for value in (0.0, 0, 1.0, 1.0)))
-        return {"text": self._generate(text, tf.constant(self._max_new_tokens), greedy, tf.constant(0))["text"]}
+        # A call of the other signature, here and below, so that the file holds each graph once.
+        return {"text": self.generate(text, *(tf.constant(v) for v in (self._max_new_tokens, 0.0, 0, 1.0, 0)))["text"]}
 
     @tf.function(
         input_signature=[
@@ -111,7 +111,7 @@ class TextEndpoints(tf.Module):
     @tf.function(input_signature=[_tokens("tokens"), _tokens("targets")])
     def score_tokens(self, tokens: tf.Tensor, targets: tf.Tensor) -> dict[str, tf.Tensor]:
         """`log_probs` of targets and most likely tokens `top_1`, each (batch, length)."""
-        return score_outputs(self._python.model(tokens, training=False), targets)
+        return score_outputs(self.logits(tokens)["logits"], targets)
 
     @tf.function(input_signature=[_tokens("tokens")])
     def logits(self, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -175,7 +175,7 @@ class TextEndpoints(tf.Module):
         for start in tf.range(0, count, _SCORED_AT_ONCE):
             rows = slice(start, start + _SCORED_AT_ONCE)
             inputs, wanted = tf.gather(padded, index[rows]), tf.gather(padded, index[rows] + 1)
-            scores = score_outputs(self._python.model(inputs, training=False), wanted)["log_probs"]
+            scores = score_outputs(self.logits(inputs)["logits"], wanted)["log_probs"]
             total += tf.reduce_sum(tf.cast(tf.where(counts[rows], scores, 0.0), tf.float64))
         return tf.cast(total, tf.float32)
 
