@@ -1,8 +1,9 @@
 """TFLite (LiteRT): a model as one file for phones, with its state as named inputs and outputs."""
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,10 @@ def export_tflite(
         check_pair(model, tokenizer)
     context_length = _context_length(model, context_length, max([*prefill_lengths, *score_lengths]))
     model = _as_float32(model)
-    with without_cudnn(model):
+    with without_cudnn(model), _fused_lookup(model):
         functions = edge_functions(model, context_length, tuple(prefill_lengths), tuple(score_lengths))
         content = _convert(model, functions, quantization)
-        _check(content, model, context_length, quantization)
+    _check(content, model, context_length, quantization)
     with atomic_file(path) as file:
         file.write(content)
     if tokenizer is not None:
@@ -98,6 +99,34 @@ def _as_float32(model: LanguageModel) -> LanguageModel:
     for target, source in zip(copy.weights, model.weights, strict=True):
         target.assign(source)
     return copy
+
+
+@contextlib.contextmanager
+def _fused_lookup(model: LanguageModel) -> Iterator[None]:
+    """Trace the embedding of tokens as TFLite's EMBEDDING_LOOKUP.
+
+    In int8 the lookup then shares one table, with a scale for each row, with the projection; a GATHER would be given a
+    copy of its own, with one scale for all rows.
+    """
+    embedding = model.embedding
+    plain = embedding.call
+
+    # The name under which the converter knows the operation.
+    @tf.function(experimental_implements="embedding_matmul", autograph=False)
+    def lookup(table: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
+        return tf.gather(table, ids)
+
+    def call(inputs: tf.Tensor, **options: Any) -> tf.Tensor:
+        if options.get("reverse"):
+            return plain(inputs, **options)
+        rows = lookup(tf.convert_to_tensor(embedding.embeddings), tf.reshape(inputs, [-1]))
+        return tf.reshape(rows, (*inputs.shape, rows.shape[-1]))
+
+    embedding.call = call
+    try:
+        yield
+    finally:
+        del embedding.call
 
 
 def _convert(model: LanguageModel, functions: dict[str, Any], quantization: str | None) -> bytes:
