@@ -27,6 +27,9 @@ SAVED_MODEL_EXTRA = "assets.extra"
 """Folder inside a SavedModel, ignored by TensorFlow, where config and tokenizer lie."""
 
 CARD = "card.json"
+MODEL = "model"
+"""Name of the model folder inside the folder of a training."""
+
 WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
 _MANIFEST = "manifest.json"
@@ -70,7 +73,7 @@ def load(path_or_name: str | os.PathLike[str], *, dtype: str | None = None) -> t
     """Load a Keras model and its tokenizer.
 
     Args:
-        path_or_name: A model folder, a SavedModel that kerasllm exported, a folder that holds one as `1/`, or the name
+        path_or_name: A model folder or a training's folder with one, a SavedModel that kerasllm exported, a folder that holds one as `1/`, or the name
             of a model under `saved_models/` of a checkout.
         dtype: Dtype policy of the model, such as `"mixed_bfloat16"`; Keras' default where `None`.
 
@@ -85,6 +88,8 @@ def load(path_or_name: str | os.PathLike[str], *, dtype: str | None = None) -> t
         folder = folder / "1"
     if (folder / _SAVED_MODEL).is_file():
         return _load_saved_model(folder, dtype)
+    if (folder / MODEL / _CONFIG).is_file():
+        folder = folder / MODEL
     if not (folder / _CONFIG).is_file():
         raise InputError(f"{folder}: has neither {_CONFIG} nor {_SAVED_MODEL}; give a model folder or a SavedModel")
     _verify(folder)

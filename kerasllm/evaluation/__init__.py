@@ -5,12 +5,13 @@ from typing import Any
 _NAMES = {
     "CONTEXT": "scores",
     "Evaluation": "scores",
-    "KerasScorer": "scores",
+    "KerasModel": "runners",
     "NGramModel": "baselines",
     "STRIDE": "scores",
     "bits_per_byte": "baselines",
     "compression_bits_per_byte": "baselines",
     "evaluate": "scores",
+    "open_model": "runners",
     "verify": "verify",
 }
 

@@ -18,27 +18,10 @@ _BATCH = 16
 
 
 class Scorer(Protocol):
-    """What can be evaluated: `KerasScorer`, `kerasllm.serving.ServedModel` and `kerasllm.edge.EdgeModel`."""
+    """What can be evaluated: `KerasModel` of this room, `kerasllm.serving.ServedModel`, `kerasllm.edge.EdgeModel`."""
 
     def score_tokens(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log probabilities float32 and most likely tokens int32, each `(batch, length)` as the arguments."""
-
-
-class KerasScorer:
-    """A Keras model as a `Scorer`.
-
-    Args:
-        model: A `kerasllm.models.LanguageModel`.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self.model = model
-
-    def score_tokens(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """See `Scorer`."""
-        from kerasllm.generation import score_windows
-
-        return score_windows(self.model, tokens, targets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +63,17 @@ class Evaluation:
     def bits_per_byte(self) -> float | None:
         """Total NLL in bits over UTF-8 bytes: comparable between tokenizers and with compressors."""
         return self.nll / math.log(2) / max(1, self.bytes) if self.lossless else None
+
+    def summary(self) -> str:
+        """The figures as text for people."""
+        bits = "none (the tokenizer loses text)" if self.bits_per_byte is None else f"{self.bits_per_byte:.4f}"
+        return (
+            f"bits per byte     {bits}\n"
+            f"token perplexity  {self.token_perplexity:,.2f}\n"
+            f"word perplexity   {self.word_perplexity:,.2f}\n"
+            f"on {self.documents:,} documents, {self.tokens:,} tokens, {self.words:,} words, {self.bytes:,} bytes; "
+            f"context {self.context}, stride {self.stride}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All figures, as JSON values."""

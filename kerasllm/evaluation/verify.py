@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kerasllm.errors import InputError
-from kerasllm.evaluation.scores import CONTEXT, STRIDE, Evaluation, KerasScorer, evaluate
+from kerasllm.evaluation.scores import CONTEXT, STRIDE, Evaluation, evaluate
 from kerasllm.files import write_json
 
 if TYPE_CHECKING:
@@ -55,12 +55,13 @@ def write_reference(
     Returns:
         The Keras model's own evaluation.
     """
+    from kerasllm.evaluation.runners import KerasModel
     from kerasllm.generation import generate_tokens
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     evaluation, top_1 = evaluate(
-        KerasScorer(model), documents, texts, context=context, stride=stride, lossless=tokenizer.lossless
+        KerasModel(model, tokenizer), documents, texts, context=context, stride=stride, lossless=tokenizer.lossless
     )
     probe = np.asarray(documents[0][:NEW_TOKENS], "int32")
     np.savez(

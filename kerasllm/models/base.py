@@ -93,8 +93,11 @@ class LanguageModel(keras.Model):
             optimizer: `"auto"` is AdamW with global gradient norm clipped to 1.
             loss: `"auto"` is cross-entropy of the next token, in nats.
             metrics: `"auto"` is perplexity.
-            **kwargs: See Keras.
+            **kwargs: See Keras. `jit_compile` is off on TensorFlow unless asked for: there XLA makes these models slower on
+                a CPU and cannot compile cuDNN's LSTM.
         """
+        if keras.backend.backend() == "tensorflow":
+            kwargs.setdefault("jit_compile", False)
         if isinstance(optimizer, str) and optimizer == "auto":
             optimizer = keras.optimizers.AdamW(1e-3, global_clipnorm=1.0)
         if isinstance(loss, str) and loss == "auto":

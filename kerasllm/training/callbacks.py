@@ -8,12 +8,10 @@ from types import TracebackType
 from typing import Any
 
 import keras
-import numpy as np
 import safetensors
-import safetensors.numpy
 
 from kerasllm.errors import InputError
-from kerasllm.files import atomic_file
+from kerasllm.folder import read_weights, write_weights
 
 
 class BestWeights(keras.callbacks.Callback):
@@ -150,57 +148,6 @@ class StopOnNaN(keras.callbacks.Callback):
             f"{name} is {float(value)} at step {int(optimizer.iterations)} (epoch {self._epoch + 1}, {place}): "
             f"lower the learning rate (now {rate:.3g}) or clip the gradients (global_clipnorm=1.0)"
         )
-
-
-def write_weights(model: keras.Model, path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> None:
-    """Write a model's weights as one safetensors file, atomically.
-
-    Args:
-        model: A built model; its variable paths must differ from each other.
-        path: The file; replaced if it exists.
-        metadata: What to record in the file's header.
-
-    Raises:
-        InputError: Two variables have the same path.
-    """
-    tensors: dict[str, np.ndarray] = {}
-    for weight in model.weights:
-        name = _name(weight, model)
-        if name in tensors:
-            raise InputError(f"{path}: the model has two variables with path {name}; name its layers differently")
-        tensors[name] = np.asarray(keras.ops.convert_to_numpy(weight), order="C")
-    content = safetensors.numpy.save(tensors, metadata)
-    with atomic_file(path) as file:
-        file.write(content)
-
-
-def read_weights(model: keras.Model, path: str | os.PathLike[str]) -> None:
-    """Set a model's weights from a file of `write_weights`; all of them or, if one does not fit, none.
-
-    Args:
-        model: A built model.
-        path: The file.
-
-    Raises:
-        InputError: The file is missing or broken, or its names or shapes are not those of the model.
-    """
-    with _opened(Path(path)) as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-    weights = {_name(weight, model): weight for weight in model.weights}
-    if different := sorted(weights.keys() ^ tensors.keys()):
-        raise InputError(f"{path}: variable {different[0]} is not in both file and model; use the model that wrote it")
-    for name, weight in weights.items():
-        if tuple(weight.shape) != tensors[name].shape:
-            raise InputError(
-                f"{path}: {name} has shape {tensors[name].shape}, the model's {tuple(weight.shape)}; use its own config"
-            )
-    for name, weight in weights.items():
-        weight.assign(tensors[name])
-
-
-def _name(weight: keras.Variable, model: keras.Model) -> str:
-    """Path without the model's name, which Keras makes up anew for each model of a process."""
-    return weight.path.removeprefix(f"{model.name}/")
 
 
 def _opened(path: Path) -> Any:

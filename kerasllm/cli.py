@@ -1,0 +1,206 @@
+"""The command line: parse, import one thing, call it."""
+
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from kerasllm import __version__
+from kerasllm.errors import InputError
+
+_EXAMPLES = """
+\b
+Examples:
+  kerasllm quickstart
+  kerasllm prepare enwiki-latest-pages-articles.xml.bz2 --out corpora/enwiki --vocabulary-size 16000
+  kerasllm train corpora/enwiki --model transformer_quickstart --out runs/mine
+  kerasllm evaluate runs/mine corpora/enwiki --split test
+  kerasllm generate runs/mine --prompt "The history of" --temperature 0.8
+  kerasllm export runs/mine --format tflite --out runs/mine/edge/model.tflite
+"""
+
+
+@click.group(epilog=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kerasllm")
+def cli() -> None:
+    """From raw Wikipedia text to language models on GPU servers and phones, without leaving TensorFlow."""
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text for people.")
+_overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+
+
+@cli.command()
+@click.argument("source")
+@click.option("--out", required=True, help="Folder to make.")
+@click.option(
+    "--tokenizer",
+    default="sentencepiece",
+    show_default=True,
+    type=click.Choice(["sentencepiece", "sentencepiece-bpe", "word", "whitespace", "byte"]),
+    help="What to train on the training split.",
+)
+@click.option("--vocabulary-size", default=4096, show_default=True, help="Number of token ids.")
+@click.option("--validation", default=0.05, show_default=True, help="Share of articles for validation.")
+@click.option("--test", default=0.05, show_default=True, help="Share of articles for testing.")
+@click.option("--seed", default=0, show_default=True, help="Salt of the hash of the title that splits.")
+@click.option("--workers", type=int, help="Processes; all cores by default.")
+@_overwrite
+@_json
+def prepare(source: str, out: str, as_json: bool, **options: Any) -> None:
+    """Turn SOURCE into a tokenized corpus.
+
+    SOURCE is a MediaWiki dump (.xml, .xml.bz2), a wikiextractor folder, a JSON lines or text file, or a folder of those;
+    "default" is the English Wikipedia excerpt that is installed with kerasllm.
+    """
+    from kerasllm.data import default_corpus, prepare
+
+    corpus = prepare(default_corpus() if source == "default" else source, out, progress=not as_json, **options)
+    if as_json:
+        click.echo(json.dumps(corpus.manifest, ensure_ascii=False))
+        return
+    for split, counts in corpus.manifest["splits"].items():
+        click.echo(f"{split:12}{counts['articles']:>10,} articles{counts['bytes']:>14,} bytes{counts['tokens']:>12,} tokens")
+    click.echo(f"written to {out}")
+
+
+@cli.command()
+@click.argument("corpus")
+@click.option("--model", "model_name", required=True, help="A preset, or a JSON file with `class` and `config`.")
+@click.option("--out", required=True, help="Folder for the model folder `model/`, the best weights and TensorBoard logs.")
+@click.option("--epochs", default=3.0, show_default=True, help="Times the training tokens are seen.")
+@click.option("--batch-size", default=16, show_default=True, help="Windows in a step.")
+@click.option("--sequence-length", default=128, show_default=True, help="Tokens in a window.")
+@click.option("--learning-rate", default=3e-3, show_default=True, help="Peak of the schedule.")
+@click.option("--evaluations", default=6, show_default=True, help="Validations during the training.")
+@click.option("--patience", default=2, show_default=True, help="Validations without progress before training ends.")
+@click.option("--seed", default=0, show_default=True, help="Of weights, dropout and order of the data.")
+@click.option(
+    "--precision",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "mixed_bfloat16", "mixed_float16"]),
+    help="Dtype policy.",
+)
+@_overwrite
+def train(corpus: str, model_name: str, out: str, precision: str, overwrite: bool, **options: Any) -> None:
+    """Train a model on CORPUS, a folder that `kerasllm prepare` made."""
+    from kerasllm.training.job import train_to_folder
+
+    folder = train_to_folder(corpus, model_name, out, precision=precision, overwrite=overwrite, **options)
+    click.echo(f"model in {folder}; watch it with: tensorboard --logdir {out}")
+
+
+@cli.command()
+@click.argument("model")
+@click.argument("corpus")
+@click.option("--split", default="test", show_default=True, type=click.Choice(["train", "validation", "test"]))
+@click.option("--context", default=256, show_default=True, help="Tokens in a window.")
+@click.option("--stride", default=128, show_default=True, help="Tokens between the starts of two windows.")
+@_json
+def evaluate(model: str, corpus: str, split: str, context: int, stride: int, as_json: bool) -> None:
+    """Perplexity and bits per byte of MODEL on a split of CORPUS.
+
+    MODEL is a model folder, a SavedModel, a .tflite file or the name of a published model.
+    """
+    from kerasllm.data import load_corpus
+    from kerasllm.evaluation import evaluate, open_model
+    from kerasllm.evaluation.runners import documents
+
+    texts = [article.text for article in load_corpus(corpus).articles(split)]
+    runner = open_model(model)
+    tokenizer = runner.tokenizer
+    evaluation, _ = evaluate(
+        runner, documents(texts, tokenizer), texts, context=context, stride=stride, lossless=tokenizer.lossless
+    )
+    click.echo(json.dumps(evaluation.to_dict()) if as_json else evaluation.summary())
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--prompt", required=True, help="Text to continue.")
+@click.option("--max-new-tokens", default=64, show_default=True, help="Most tokens to add.")
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", default=0, show_default=True, help="Keep the k most likely tokens; 0 keeps all.")
+@click.option("--top-p", default=1.0, show_default=True, help="Keep the most likely tokens with this share.")
+@click.option("--seed", default=0, show_default=True, help="Of the random numbers.")
+def generate(model: str, prompt: str, **options: Any) -> None:
+    """Write a continuation of a prompt to standard output, and nothing else.
+
+    MODEL is a model folder, a SavedModel, a .tflite file or the name of a published model.
+    """
+    from kerasllm.evaluation import open_model
+
+    click.echo(open_model(model).generate(prompt, **options))
+
+
+@cli.command()
+@click.argument("model")
+@click.option("--format", "kind", required=True, type=click.Choice(["saved-model", "tflite"]))
+@click.option("--out", required=True, help="Folder of the SavedModel (such as my-model/1), or the .tflite file.")
+@click.option("--quantization", type=click.Choice(["float16", "int8"]), help="Of a TFLite file; float32 by default.")
+@click.option("--context-length", type=int, help="KV cache of a TFLite file in tokens; the model's own by default.")
+@_overwrite
+def export(
+    model: str, kind: str, out: str, quantization: str | None, context_length: int | None, overwrite: bool
+) -> None:
+    """Write MODEL as a SavedModel or a TFLite file.
+
+    MODEL is a model folder, a SavedModel that kerasllm exported, or the name of a published model.
+    """
+    import kerasllm
+
+    loaded, tokenizer = kerasllm.load(model)
+    if kind == "tflite":
+        options = {"quantization": quantization, "context_length": context_length, "overwrite": overwrite}
+        path = kerasllm.export_tflite(loaded, out, tokenizer, **options)
+    elif quantization or context_length:
+        raise InputError("--quantization and --context-length are for --format tflite; leave them out")
+    else:
+        path = kerasllm.export_saved_model(loaded, tokenizer, out, overwrite=overwrite)
+    click.echo(f"written to {path}")
+
+
+@cli.command()
+@click.option("--source", default="default", show_default=True, help="What `kerasllm prepare` takes.")
+@click.option("--out", default="runs/quickstart", show_default=True, help="Folder for everything; what is there is replaced.")
+@click.option("--vocabulary-size", default=2048, show_default=True, help="Number of token ids.")
+@click.option("--epochs", default=2.0, show_default=True, help="Times the training tokens are seen by each model.")
+def quickstart(source: str, out: str, vocabulary_size: int, epochs: float) -> None:
+    """Dump in, two trained, exported and verified language models out."""
+    from kerasllm.quickstart import quickstart
+
+    quickstart(source, out, vocabulary_size=vocabulary_size, epochs=epochs)
+
+
+def main() -> None:
+    """Run the command line; one line and exit code 2 for what the user can put right, 130 after Ctrl-C."""
+    # TensorFlow's start-up notes are not for people who call a command.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        cli.main(prog_name="kerasllm", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except InputError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EISDIR, errno.ENOTDIR):
+            raise
+        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another path"
+        _fail(f"{Path(error.filename) if error.filename else 'output'}: {error.strerror}; {remedy}")
+
+
+def _fail(message: str) -> None:
+    click.echo(f"kerasllm: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Anything that can continue and score text, opened by path: Keras models, SavedModels and TFLite files alike."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from kerasllm.errors import InputError
+from kerasllm.folder import find
+
+if TYPE_CHECKING:
+    from kerasllm.models import LanguageModel
+    from kerasllm.text import Tokenizer
+
+
+class Runner(Protocol):
+    """What `KerasModel`, `kerasllm.serving.ServedModel` and `kerasllm.edge.EdgeModel` have in common."""
+
+    tokenizer: Any
+
+    def generate(self, prompts: str | Sequence[str], **options: Any) -> Any:
+        """Continue prompts: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`."""
+
+    def score_tokens(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Log probabilities and most likely tokens."""
+
+
+class KerasModel:
+    """A Keras model and its tokenizer as a `Runner`.
+
+    Args:
+        model: A language model.
+        tokenizer: Its tokenizer.
+    """
+
+    def __init__(self, model: "LanguageModel", tokenizer: "Tokenizer") -> None:
+        self.model, self.tokenizer = model, tokenizer
+
+    def generate(self, prompts: str | Sequence[str], **options: Any) -> Any:
+        """`kerasllm.generate`."""
+        from kerasllm.generation import generate
+
+        return generate(self.model, self.tokenizer, prompts, **options)
+
+    def score_tokens(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`kerasllm.generation.score_windows`."""
+        from kerasllm.generation import score_windows
+
+        return score_windows(self.model, tokens, targets)
+
+
+def open_model(path_or_name: str | os.PathLike[str]) -> Runner:
+    """Open a model folder, a SavedModel, a `.tflite` file, or the name of a published model.
+
+    Args:
+        path_or_name: What `kerasllm.load` takes, or a `.tflite` file. A published model runs as its SavedModel.
+
+    Raises:
+        InputError: There is no such thing, or it is damaged.
+    """
+    path = find(path_or_name)
+    if path.is_file():
+        if path.suffix != ".tflite":
+            raise InputError(f"{path}: is no model; give a model folder, a SavedModel folder or a .tflite file")
+        from kerasllm.edge import EdgeModel
+
+        return EdgeModel(path)
+    for folder in (path, path / "1"):
+        if (folder / "saved_model.pb").is_file():
+            from kerasllm.serving import ServedModel
+
+            return ServedModel(folder)
+    from kerasllm.folder import load
+
+    return KerasModel(*load(path))
+
+
+def documents(texts: Iterable[str], tokenizer: Any) -> Iterator[np.ndarray]:
+    """Token ids of each text as `bos tokens eos`, int32.
+
+    Args:
+        texts: The texts.
+        tokenizer: The tokenizer of the model that is to score them.
+    """
+    for text in texts:
+        yield np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], "int32")

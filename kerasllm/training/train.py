@@ -1,0 +1,130 @@
+"""The training job behind `kerasllm train` and `kerasllm quickstart`: plain `compile` and `fit` with the callbacks of this room."""
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from kerasllm.data import Corpus
+from kerasllm.errors import InputError
+from kerasllm.generation import generate
+from kerasllm.models import LanguageModel
+from kerasllm.training.callbacks import BestWeights, StopOnNaN
+from kerasllm.training.tensorboard import TensorBoard
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingOptions:
+    """How to train.
+
+    Attributes:
+        epochs: Times the training tokens are seen, a fraction allowed.
+        batch_size: Windows in a step.
+        sequence_length: Tokens in a window.
+        learning_rate: Peak of the schedule: linear warm-up over the first twentieth of the steps, then a cosine to a
+            tenth (Loshchilov and Hutter 2017, arXiv:1608.03983).
+        weight_decay: Of AdamW.
+        evaluations: Validations, spread evenly; each may end the training early or keep the weights.
+        patience: Validations without progress before training ends.
+        seed: Of the order of windows, and of everything random when the caller sets Keras' seed to it.
+    """
+
+    epochs: float = 3.0
+    batch_size: int = 16
+    sequence_length: int = 128
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.01
+    evaluations: int = 6
+    patience: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "sequence_length", "learning_rate", "evaluations", "patience"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be positive, received {getattr(self, name)}")
+
+
+def train(
+    model: LanguageModel,
+    corpus: Corpus,
+    folder: str | os.PathLike[str],
+    options: TrainingOptions | None = None,
+    *,
+    prompts: Sequence[str] = (),
+    verbose: Any = "auto",
+) -> dict[str, list[float]]:
+    """Train a model on a prepared corpus and leave its best weights in it.
+
+    Args:
+        model: A language model; it is compiled here.
+        corpus: A prepared corpus.
+        folder: Where `best.safetensors` and `logs/` for TensorBoard go.
+        options: How to train.
+        prompts: Continued after each validation, as text in TensorBoard.
+        verbose: As in `fit`.
+
+    Returns:
+        The history of `fit`, a value for each validation, with `tokens` seen by then.
+
+    Raises:
+        InputError: The corpus does not fit the model or is too short, or the loss is not a number.
+    """
+    options = options or TrainingOptions()
+    if corpus.tokenizer.vocabulary_size != model.config.vocabulary_size:
+        raise InputError(
+            f"the corpus has {corpus.tokenizer.vocabulary_size} tokens but the model {model.config.vocabulary_size}; "
+            "set the model's vocabulary_size"
+        )
+    folder = Path(folder)
+    shape = {"batch_size": options.batch_size, "sequence_length": options.sequence_length}
+    training = corpus.dataset("train", **shape, seed=options.seed, repeat=True)
+    validation = corpus.dataset("validation", **shape)
+    tokens_per_step = options.batch_size * options.sequence_length
+    steps = max(1, round(options.epochs * len(corpus.tokens("train")) / tokens_per_step))
+    evaluations = min(options.evaluations, steps)
+    steps_per_evaluation = steps // evaluations
+    if not model.built:
+        model.build()
+    model.compile(optimizer=optimizer(options, steps))
+
+    def sample() -> Mapping[str, str]:
+        return dict(zip(prompts, generate(model, corpus.tokenizer, list(prompts), max_new_tokens=48), strict=True))
+
+    with BestWeights(folder / "best.safetensors") as best:
+        history = model.fit(
+            training,
+            validation_data=validation,
+            epochs=evaluations,
+            steps_per_epoch=steps_per_evaluation,
+            shuffle=False,  # the windows are
+            verbose=verbose,
+            callbacks=[
+                StopOnNaN(),
+                best,
+                keras.callbacks.EarlyStopping("val_loss", patience=options.patience),
+                TensorBoard(folder / "logs", sample=sample if prompts else None),
+            ],
+        ).history
+    seen = range(1, len(history["loss"]) + 1)
+    return {**history, "tokens": [float(n * steps_per_evaluation * tokens_per_step) for n in seen]}
+
+
+def optimizer(options: TrainingOptions, steps: int) -> keras.optimizers.Optimizer:
+    """AdamW with warm-up, cosine decay and the global gradient norm clipped to 1.
+
+    Args:
+        options: Learning rate and weight decay.
+        steps: Length of the schedule.
+    """
+    warm_up = max(1, steps // 20)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=options.learning_rate / warm_up,
+        warmup_target=options.learning_rate,
+        warmup_steps=warm_up,
+        decay_steps=max(1, steps - warm_up),
+        alpha=0.1,
+    )
+    return keras.optimizers.AdamW(schedule, weight_decay=options.weight_decay, global_clipnorm=1.0)
