@@ -1,6 +1,7 @@
 """kerasllm: from raw Wikipedia text to language models on GPU servers and phones, without leaving TensorFlow.
 
-The public index is lazy (PEP 562): `import kerasllm` imports neither TensorFlow nor Keras; the first use of a name does.
+The public index is lazy (PEP 562): `import kerasllm` imports neither TensorFlow nor Keras; the first use of a name
+does.
 """
 
 import importlib

@@ -1,4 +1,7 @@
-"""The one place where a backend is special-cased. Each special case has a plain `keras.ops` twin and a test that both agree."""
+"""The one place where a backend is special-cased.
+
+Each special case has a plain `keras.ops` twin, and a test that both agree.
+"""
 
 import weakref
 from collections.abc import Callable

@@ -54,8 +54,8 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace the output 
 def prepare(source: str, out: str, as_json: bool, **options: Any) -> None:
     """Turn SOURCE into a tokenized corpus.
 
-    SOURCE is a MediaWiki dump (.xml, .xml.bz2), a wikiextractor folder, a JSON lines or text file, or a folder of those;
-    "default" is the English Wikipedia excerpt that is installed with kerasllm.
+    SOURCE is a MediaWiki dump (.xml, .xml.bz2), a wikiextractor folder, a JSON lines or text file, or a folder of
+    those; "default" is the English Wikipedia excerpt that is installed with kerasllm.
     """
     from kerasllm.data import default_corpus, prepare
 
@@ -64,14 +64,18 @@ def prepare(source: str, out: str, as_json: bool, **options: Any) -> None:
         click.echo(json.dumps(corpus.manifest, ensure_ascii=False))
         return
     for split, counts in corpus.manifest["splits"].items():
-        click.echo(f"{split:12}{counts['articles']:>10,} articles{counts['bytes']:>14,} bytes{counts['tokens']:>12,} tokens")
+        click.echo(
+            f"{split:12}{counts['articles']:>10,} articles{counts['bytes']:>14,} bytes{counts['tokens']:>12,} tokens"
+        )
     click.echo(f"written to {out}")
 
 
 @cli.command()
 @click.argument("corpus")
 @click.option("--model", "model_name", required=True, help="A preset, or a JSON file with `class` and `config`.")
-@click.option("--out", required=True, help="Folder for the model folder `model/`, the best weights and TensorBoard logs.")
+@click.option(
+    "--out", required=True, help="Folder for the model folder `model/`, the best weights and TensorBoard logs."
+)
 @click.option("--epochs", default=3.0, show_default=True, help="Times the training tokens are seen.")
 @click.option("--batch-size", default=16, show_default=True, help="Windows in a step.")
 @click.option("--sequence-length", default=128, show_default=True, help="Tokens in a window.")
@@ -167,7 +171,9 @@ def export(
 
 @cli.command()
 @click.option("--source", default="default", show_default=True, help="What `kerasllm prepare` takes.")
-@click.option("--out", default="runs/quickstart", show_default=True, help="Folder for everything; what is there is replaced.")
+@click.option(
+    "--out", default="runs/quickstart", show_default=True, help="Folder for everything; what is there is replaced."
+)
 @click.option("--vocabulary-size", default=2048, show_default=True, help="Number of token ids.")
 @click.option("--epochs", default=2.0, show_default=True, help="Times the training tokens are seen by each model.")
 def quickstart(source: str, out: str, vocabulary_size: int, epochs: float) -> None:

@@ -1,6 +1,7 @@
 """What a model is made of: one frozen dataclass per family, validated, JSON in and out.
 
-Names are those of Keras and KerasHub. A field is here because a paper or a published checkpoint varies it and a test turns it on.
+Names are those of Keras and KerasHub. A field is here because a paper or a published checkpoint varies it and a test
+turns it on.
 """
 
 import dataclasses
@@ -71,11 +72,11 @@ class ModelConfig:
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields))
-        missing = sorted(
-            name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values
-        )
+        missing = sorted(name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values)
         if unknown or missing:
-            problems = [f"{word} {', '.join(names)}" for word, names in (("unknown", unknown), ("missing", missing)) if names]
+            problems = [
+                f"{word} {', '.join(names)}" for word, names in (("unknown", unknown), ("missing", missing)) if names
+            ]
             raise InputError(f"{cls.__name__}: {'; '.join(problems)}; known fields are {', '.join(fields)}")
         return cls(**values)
 
@@ -141,7 +142,9 @@ class TransformerConfig(ModelConfig):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        _positive(self, "vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length")
+        _positive(
+            self, "vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "max_sequence_length"
+        )
         _choice("positions", self.positions, POSITIONS)
         _choice("norm", self.norm, NORMS)
         _choice("activation", self.activation, ACTIVATIONS)

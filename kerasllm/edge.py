@@ -50,8 +50,8 @@ class EdgeModel:
         self.vocabulary_size = int(self._runners["decode"].get_output_details()["logits"]["shape"][-1])
         if self.tokenizer.vocabulary_size != self.vocabulary_size:
             raise InputError(
-                f"{path}: has {self.vocabulary_size} tokens but the tokenizer beside it {self.tokenizer.vocabulary_size}; "
-                "copy both from the same export"
+                f"{path}: has {self.vocabulary_size} tokens but the tokenizer beside it has "
+                f"{self.tokenizer.vocabulary_size}; copy both from the same export"
             )
 
     def generate(
@@ -82,7 +82,13 @@ class EdgeModel:
         return texts[0] if isinstance(prompts, str) else texts
 
     def tokens(
-        self, prompt: Sequence[int], uniforms: np.ndarray, *, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0
+        self,
+        prompt: Sequence[int],
+        uniforms: np.ndarray,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
     ) -> Iterator[int]:
         """Draw token after token until the end token.
 
@@ -138,8 +144,8 @@ class EdgeModel:
         chunks = [n for n in self._score_lengths if length % n == 0]
         if not chunks or length > (self.context_length or length):
             raise InputError(
-                f"{self.path}: scores texts in multiples of {self._score_lengths} up to {self.context_length} tokens, not "
-                f"{length}; choose another --context"
+                f"{self.path}: scores texts in multiples of {self._score_lengths} up to {self.context_length} tokens, "
+                f"not {length}; choose another --context"
             )
         chunk, log_probs, top_1 = chunks[0], np.zeros(tokens.shape, "float32"), np.zeros(tokens.shape, "int32")
         for row in range(len(tokens)):

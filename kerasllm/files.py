@@ -19,11 +19,11 @@ from kerasllm.errors import InputError
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file that takes the name `path` when the block ends without an error.
+    r"""Open a temporary file that takes the name `path` when the block ends without an error.
 
     Args:
         path: Destination; replaced if it exists. Its folder is created.
-        mode: `"wb"` for bytes or `"w"` for UTF-8 text with `\\n` line ends.
+        mode: `"wb"` for bytes or `"w"` for UTF-8 text with `\n` line ends.
 
     Yields:
         The open file.
@@ -37,8 +37,8 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[A
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -69,7 +69,7 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         for file in temporary.rglob("*"):
             if file.is_file():
                 _sync_file(file)
-        os.chmod(temporary, 0o777 & ~_umask())
+        temporary.chmod(0o777 & ~_umask())
         _swap(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -108,14 +108,14 @@ def sha256(path: str | os.PathLike[str]) -> str:
 def _swap(temporary: Path, path: Path) -> None:
     """Rename `temporary` to `path`; an old folder there is moved aside first and removed last."""
     if not path.exists():
-        os.replace(temporary, path)
+        temporary.replace(path)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-    os.replace(path, old / path.name)
+    path.replace(old / path.name)
     try:
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
-        os.replace(old / path.name, path)
+        (old / path.name).replace(path)
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)

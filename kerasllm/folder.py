@@ -73,8 +73,8 @@ def load(path_or_name: str | os.PathLike[str], *, dtype: str | None = None) -> t
     """Load a Keras model and its tokenizer.
 
     Args:
-        path_or_name: A model folder or a training's folder with one, a SavedModel that kerasllm exported, a folder that holds one as `1/`, or the name
-            of a model under `saved_models/` of a checkout.
+        path_or_name: A model folder or a training's folder with one, a SavedModel that kerasllm exported, a folder
+            that holds one as `1/`, or the name of a model under `saved_models/` of a checkout.
         dtype: Dtype policy of the model, such as `"mixed_bfloat16"`; Keras' default where `None`.
 
     Returns:
@@ -112,17 +112,19 @@ def find(path_or_name: str | os.PathLike[str]) -> Path:
         if (published / CARD).is_file():
             return published
         names = sorted(card.parent.name for card in _PUBLISHED.glob(f"*/{CARD}"))
-        where = f"this checkout has {', '.join(names)}" if names else (
-            "published models come with a checkout of the repository, not with the package: "
-            "clone it, or train your own with `kerasllm quickstart`"
+        where = (
+            f"this checkout has {', '.join(names)}"
+            if names
+            else (
+                "published models come with a checkout of the repository, not with the package: "
+                "clone it, or train your own with `kerasllm quickstart`"
+            )
         )
         raise InputError(f"{path}: no such folder or published model; {where}")
     raise InputError(f"{path}: no such folder")
 
 
-def write_weights(
-    model: "keras.Model", path: str | os.PathLike[str], metadata: dict[str, str] | None = None
-) -> None:
+def write_weights(model: "keras.Model", path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> None:
     """Write a model's weights as one safetensors file, atomically.
 
     Args:
@@ -240,17 +242,23 @@ def _load_saved_model(folder: Path, dtype: str | None) -> tuple["LanguageModel",
 
     extra = folder / SAVED_MODEL_EXTRA
     if not (extra / _CONFIG).is_file():
-        raise InputError(f"{folder}: is a SavedModel that kerasllm did not export ({SAVED_MODEL_EXTRA} lacks {_CONFIG})")
+        raise InputError(
+            f"{folder}: is a SavedModel that kerasllm did not export ({SAVED_MODEL_EXTRA} lacks {_CONFIG})"
+        )
     model = _make(extra / _CONFIG, dtype)
     try:
         checkpoint = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
         # TensorFlow's checkpoint keys write "." as ".." and "/" as ".S".
         keys = {
-            _name(w, model): "weights/" + _name(w, model).replace(".", "..").replace("/", ".S") + "/.ATTRIBUTES/VARIABLE_VALUE"
+            _name(w, model): "weights/"
+            + _name(w, model).replace(".", "..").replace("/", ".S")
+            + "/.ATTRIBUTES/VARIABLE_VALUE"
             for w in model.weights
         }
         tensors = {name: checkpoint.get_tensor(key) for name, key in keys.items()}
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
-        raise InputError(f"{folder}: its variables cannot be read ({str(error).splitlines()[0]}); export it anew") from None
+        raise InputError(
+            f"{folder}: its variables cannot be read ({str(error).splitlines()[0]}); export it anew"
+        ) from None
     _assign(model, tensors, folder)
     return model, _tokenizer(extra, model)

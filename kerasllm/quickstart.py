@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 import kerasllm
 from kerasllm.data import Corpus, default_corpus, prepare
-from kerasllm.evaluation import Evaluation, NGramModel, compression_bits_per_byte
+from kerasllm.evaluation import NGramModel, compression_bits_per_byte
 from kerasllm.evaluation.runners import documents
 from kerasllm.evaluation.verify import problems, verify, write_reference
 from kerasllm.files import sha256, write_json
@@ -47,7 +46,9 @@ class Quickstart:
         self.source, self.out = source, Path(out)
         self.vocabulary_size, self.epochs = vocabulary_size, epochs
         self.seconds: dict[str, float] = {}
-        self.command = f"kerasllm quickstart --source {Path(source).name} --vocabulary-size {vocabulary_size} --epochs {epochs:g}"
+        self.command = (
+            f"kerasllm quickstart --source {Path(source).name} --vocabulary-size {vocabulary_size} --epochs {epochs:g}"
+        )
 
     def run(self) -> dict[str, Any]:
         """Do all of it; returns the report."""
@@ -60,7 +61,9 @@ class Quickstart:
         for name in MODELS:
             with self._stage(f"train the {name}"):
                 models[name], histories[name] = self._train(name, corpus)
-        plot_curves(histories, self.out / "curves.png", title="Training on " + corpus.manifest["sources"]["all"]["name"])
+        plot_curves(
+            histories, self.out / "curves.png", title="Training on " + corpus.manifest["sources"]["all"]["name"]
+        )
         with self._stage("score baselines"):
             baselines = score_baselines(corpus, test)
         report: dict[str, Any] = {"command": self.command, "device": device(), "corpus": corpus.manifest["splits"]}
@@ -97,29 +100,33 @@ class Quickstart:
     def _export(self, name: str, model: LanguageModel, corpus: Corpus, test: list[str]) -> dict[str, Any]:
         """Write both artefacts, then let each answer in a process of its own."""
         tokenizer, folder = corpus.tokenizer, self.out / name
-        artefacts = {"keras": None, "saved_model": folder / "1", "tflite": folder / "model.tflite"}
+        artefacts = {"saved_model": folder / "1", "tflite": folder / "model.tflite"}
         kerasllm.export_saved_model(model, tokenizer, artefacts["saved_model"], overwrite=True)
         kerasllm.export_tflite(model, artefacts["tflite"], tokenizer, overwrite=True)
         reference = self.out / "training" / name / "reference"
         held_out = list(documents(test, tokenizer))
         scores = {"keras": write_reference(model, tokenizer, held_out, test, reference).to_dict()}
         checks = {}
-        for kind in tqdm(("saved_model", "tflite"), desc="artefacts", unit=" file"):
-            checks[kind] = verify(artefacts[kind], reference)
+        for kind, path in tqdm(artefacts.items(), desc="artefacts", unit=" file"):
+            checks[kind] = verify(path, reference)
             scores[kind] = checks[kind].pop("evaluation")
             checks[kind]["problems"] = problems(checks[kind])
         return {
             "class": type(model).__name__,
             "config": model.config.to_dict(),
             "parameters": model.count_params(),
-            "bytes": {kind: size_of(path) for kind, path in artefacts.items() if path is not None},
+            "bytes": {kind: size_of(path) for kind, path in artefacts.items()},
             "scores": scores,
             "verification": checks,
         }
 
     def _sample(self, model: LanguageModel, corpus: Corpus) -> dict[str, str]:
         prompt = sample_prompts(corpus, 1)[0]
-        return {"prompt": prompt, **{k: str(v) for k, v in _SAMPLE.items()}, "text": self._continue(model, corpus, prompt)}
+        return {
+            "prompt": prompt,
+            **{k: str(v) for k, v in _SAMPLE.items()},
+            "text": self._continue(model, corpus, prompt),
+        }
 
     @staticmethod
     def _continue(model: LanguageModel, corpus: Corpus, prompt: str) -> str:
@@ -148,7 +155,11 @@ class Quickstart:
 
 
 def quickstart(
-    source: str = "default", out: str | os.PathLike[str] = "runs/quickstart", *, vocabulary_size: int = 2048, epochs: float = 2.0
+    source: str = "default",
+    out: str | os.PathLike[str] = "runs/quickstart",
+    *,
+    vocabulary_size: int = 2048,
+    epochs: float = 2.0,
 ) -> dict[str, Any]:
     """Train, evaluate, export and verify an LSTM and a Transformer on a corpus.
 
@@ -206,20 +217,25 @@ def summary(report: dict[str, Any], out: Path) -> str:
                     "verified": "; ".join(check["problems"]) or "yes",
                 }
             rows[f"{name} ({kind})"] = row
-    any_scores = next(iter(report["models"].values()))["scores"]["keras"]
+    held_out = next(iter(report["models"].values()))["scores"]["keras"]
     table = pd.DataFrame.from_dict(rows, orient="index").sort_values("bits/byte", kind="stable").fillna("")
     samples = (
-        f"\n{name} continues {e['sample']['prompt']!r}:\n  {e['sample']['text']!r}" for name, e in report["models"].items()
+        f"\n{name} continues {e['sample']['prompt']!r}:\n  {e['sample']['text']!r}"
+        for name, e in report["models"].items()
     )
     return "\n".join(
         [
-            f"\nOn {any_scores['documents']} held-out articles: {any_scores['tokens']:,} tokens, {any_scores['words']:,} words, "
-            f"{any_scores['bytes']:,} bytes; context {any_scores['context']}, stride {any_scores['stride']}. Lower is better.\n",
+            f"\nOn {held_out['documents']} held-out articles: {held_out['tokens']:,} tokens, {held_out['words']:,} "
+            f"words, {held_out['bytes']:,} bytes; context {held_out['context']}, stride {held_out['stride']}. "
+            "Lower is better.\n",
             table.to_string(),
             *samples,
             f"\nCurves:      {out / 'curves.png'}",
             f"Report:      {out / 'report.json'}",
-            *(f"{name.capitalize() + ':':13}{out / name} (SavedModel in 1/, model.tflite, tokenizer)" for name in MODELS),
+            *(
+                f"{name.capitalize() + ':':13}{out / name} (SavedModel in 1/, model.tflite, tokenizer)"
+                for name in MODELS
+            ),
             f"TensorBoard: tensorboard --logdir {out / 'training'}   then open http://localhost:6006",
             f"Total:       {report['seconds']['total']:.0f} s",
         ]
@@ -244,7 +260,11 @@ def commit() -> str | None:
     """The commit of the checkout that this runs from, if it is one."""
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -30,7 +30,9 @@ class ServedModel:
             # The object must live as long as its functions.
             self._loaded = tf.saved_model.load(str(path))
         except (OSError, ValueError, tf.errors.OpError) as error:
-            raise InputError(f"{path}: does not load as a SavedModel ({str(error).splitlines()[0]}); export it anew") from None
+            raise InputError(
+                f"{path}: does not load as a SavedModel ({str(error).splitlines()[0]}); export it anew"
+            ) from None
         self._signatures = self._loaded.signatures
         if "score_tokens" not in self._signatures:
             raise InputError(f"{path}: has no signature 'score_tokens'; it was not exported by kerasllm")
@@ -90,7 +92,9 @@ class ServedModel:
                 seed=np.int32(seed),
             )
         except tf.errors.InvalidArgumentError as error:
-            message = next((line for line in error.message.splitlines() if "context" in line), error.message.splitlines()[0])
+            message = next(
+                (line for line in error.message.splitlines() if "context" in line), error.message.splitlines()[0]
+            )
             raise InputError(f"{message.strip()}; shorten the prompt or lower max_new_tokens") from None
 
     def _call(self, signature: str, **inputs: Any) -> Any:

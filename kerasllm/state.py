@@ -1,22 +1,17 @@
 """What a model carries from token to token: the decode state.
 
 A decode state is a flat dictionary of tensors, so that every backend's loop, jit and export machinery takes it as it
-is. `model.initial_state(batch_size, length, padding)` makes one, `model.encode(tokens, state=state)` returns the next one.
+is. `model.initial_state(batch_size, length, padding)` makes one, `model.encode(tokens, state=state)` returns the next.
 
-================== ================================================== ===================================================
-name               shape and dtype                                    meaning
-================== ================================================== ===================================================
-`position`         `()` int32                                         tokens already read: the next one goes to this slot
-`padding`          `(batch,)` int32                                   empty slots on the left of each row's prompt
-`kv_cache_k_<i>`   `(batch, num_key_value_heads, length, head_dim)`   keys of block i (rotated, where positions are rotary)
-`kv_cache_v_<i>`   the same                                           values of block i
-`lstm_h_<i>`       `(batch, hidden_dim)`                              output of LSTM layer i
-`lstm_c_<i>`       `(batch, hidden_dim)`                              cell of LSTM layer i
-================== ================================================== ===================================================
+* `position`, `()` int32: tokens already read; the next one goes to this slot.
+* `padding`, `(batch,)` int32, optional: empty slots on the left of each row's prompt.
+* `kv_cache_k_<i>` and `kv_cache_v_<i>`, `(batch, num_key_value_heads, length, head_dim)`: keys (rotated, where
+  positions are rotary) and values of Transformer block i.
+* `lstm_h_<i>` and `lstm_c_<i>`, `(batch, hidden_dim)`: output and cell of LSTM layer i.
 
-Caches are in the model's compute dtype. The names of the caches are those of the inputs and outputs of an exported
-TFLite file, and `kv_cache_k_<i>` / `kv_cache_v_<i>` are the names the LiteRT-LM engine looks for. Their layout needs no
-transpose in a step: queries meet keys as `(batch, heads, 1, head_dim) x (batch, heads, length, head_dim)`.
+Caches are in the model's compute dtype. Their names are those of the inputs and outputs of an exported TFLite file, and
+`kv_cache_k_<i>` / `kv_cache_v_<i>` are the names the LiteRT-LM engine looks for. Their layout needs no transpose in a
+step: queries meet keys as `(batch, heads, 1, head_dim) x (batch, heads, length, head_dim)`.
 """
 
 from typing import Any, TypeAlias

@@ -19,7 +19,16 @@ class Runner(Protocol):
 
     tokenizer: Any
 
-    def generate(self, prompts: str | Sequence[str], **options: Any) -> Any:
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Any:
         """Continue prompts: `max_new_tokens`, `temperature`, `top_k`, `top_p`, `seed`."""
 
     def score_tokens(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

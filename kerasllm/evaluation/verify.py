@@ -1,4 +1,6 @@
-"""Does an exported artefact say what the Keras model says? Asked in a fresh process that has only the artefact's runtime.
+"""Does an exported artefact say what the Keras model says?
+
+Asked in a fresh process that has only the artefact's runtime.
 
 The parent writes what Keras answers (`write_reference`), then runs this module as a child for each artefact (`verify`).
 """

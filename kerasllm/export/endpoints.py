@@ -135,7 +135,14 @@ class TextEndpoints(tf.Module):
         prompts = tf.concat([self._column(ids, tokenizer.bos_id), ids], axis=1)
         prompts, padding = _left_padded(prompts)
         longest = tf.shape(prompts)[1] - tf.reduce_min(padding)
-        checks = [tf.debugging.assert_positive(max_new_tokens, "max_new_tokens must be at least 1")]
+        top_p_range = "top_p must be more than 0 and at most 1"
+        checks = [
+            tf.debugging.assert_positive(max_new_tokens, "max_new_tokens must be at least 1"),
+            tf.debugging.assert_non_negative(sampling.temperature, "temperature must be 0 (greedy) or more"),
+            tf.debugging.assert_non_negative(sampling.top_k, "top_k must be 0 (all) or more"),
+            tf.debugging.assert_positive(sampling.top_p, top_p_range),
+            tf.debugging.assert_less_equal(sampling.top_p, 1.0, top_p_range),
+        ]
         if model.max_sequence_length is not None:
             checks.append(
                 tf.debugging.assert_less_equal(

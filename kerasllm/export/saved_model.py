@@ -46,14 +46,19 @@ def export_saved_model(
         The path.
 
     Raises:
-        InputError: The folder exists, or model and tokenizer do not fit.
+        InputError: The folder exists, model and tokenizer do not fit, or context and stride do not.
     """
     check_pair(model, tokenizer)
-    context = context or min(256, model.max_sequence_length or 256)
-    with atomic_folder(path, overwrite=overwrite) as folder, without_cudnn(model):
-        endpoints = TextEndpoints(
-            model, tokenizer, max_new_tokens=max_new_tokens, context=context, stride=stride or max(1, context // 2)
+    limit = model.max_sequence_length
+    context = min(256, limit or 256) if context is None else context
+    stride = max(1, context // 2) if stride is None else stride
+    if not 1 <= stride <= context <= (limit or context):
+        raise InputError(
+            f"context {context} must be at least the stride, {stride}, which must be positive, "
+            f"and at most the model's context, {limit or 'which has no limit'}"
         )
+    with atomic_folder(path, overwrite=overwrite) as folder, without_cudnn(model):
+        endpoints = TextEndpoints(model, tokenizer, max_new_tokens=max_new_tokens, context=context, stride=stride)
         tf.saved_model.save(endpoints, str(folder), signatures=endpoints.signatures())
         extra = folder / SAVED_MODEL_EXTRA
         tokenizer.save(extra)
@@ -62,11 +67,13 @@ def export_saved_model(
 
 
 def check_pair(model: LanguageModel, tokenizer: Tokenizer) -> None:
-    """Refuse a tokenizer that does not belong to the model.
+    """Refuse a tokenizer that does not belong to the model, and a model that cannot continue text.
 
     Raises:
-        InputError: Their vocabulary sizes differ.
+        InputError: Their vocabulary sizes differ, or the model is bidirectional.
     """
+    if not getattr(model.config, "causal", True):
+        raise InputError("a bidirectional model cannot continue text; export a causal one")
     if not model.built:
         model.build()
     if tokenizer.vocabulary_size != model.config.vocabulary_size:
@@ -78,7 +85,7 @@ def check_pair(model: LanguageModel, tokenizer: Tokenizer) -> None:
 
 @contextlib.contextmanager
 def without_cudnn(model: LanguageModel) -> Iterator[None]:
-    """Trace LSTMs without cuDNN: where a GPU is visible its operation would go into the graph, and no CPU could load it."""
+    """Trace LSTMs without cuDNN: with a GPU its operation would go into the graph, and no CPU could load it."""
     stacks = [layer for layer in model.layers if isinstance(layer, LSTMStack)]
     before = [stack.use_cudnn for stack in stacks]
     for stack in stacks:

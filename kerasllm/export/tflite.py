@@ -40,8 +40,8 @@ def export_tflite(
 
     Signatures, all for one text at a time: `prefill_<n>` reads n prompt tokens, `decode` reads one and gives `logits`,
     `score_<n>` gives `log_probs` and `top_1` of n `targets`. Each takes and returns the state by name; a Transformer's
-    inputs and outputs are those of the LiteRT-LM engine. `kerasllm.edge.EdgeModel` runs the file. The file is loaded and
-    its logits compared with Keras' before it gets its name.
+    inputs and outputs are those of the LiteRT-LM engine. `kerasllm.edge.EdgeModel` runs the file. The file is loaded
+    and its logits compared with Keras' before it gets its name.
 
     Args:
         model: A built language model, causal.
@@ -158,11 +158,15 @@ def _check(content: bytes, model: LanguageModel, context_length: int, quantizati
 
     least = sum(int(np.prod(w.shape)) for w in model.weights) * _BYTES_PER_WEIGHT[quantization]
     if len(content) < least:
-        raise InputError(f"the TFLite file has {len(content)} bytes, less than its weights' {least}; report this as a bug")
+        raise InputError(
+            f"the TFLite file has {len(content)} bytes, less than its weights' {least}; report this as a bug"
+        )
     try:
         runner = Interpreter(model_content=content, num_threads=2).get_signature_runner("decode")
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"the TFLite file does not load ({str(error).splitlines()[0]}); report this as a bug") from error
+        raise InputError(
+            f"the TFLite file does not load ({str(error).splitlines()[0]}); report this as a bug"
+        ) from error
     state = model.initial_state(1, context_length)
     inputs = {name: np.array(value) for name, value in carried(state).items()}
     for step, token in enumerate((1, model.config.vocabulary_size - 1)):

@@ -171,13 +171,15 @@ class _Continuations:
             np.float32(sampling.repetition_penalty),
         )
         eos_id = tokenizer.eos_id
-        start = backend.compiled(
-            model, lambda self, tokens, padding: prefill(self, tokens, padding, capacity, eos_id), "prefill", capacity, eos_id
-        )
-        self._step = backend.compiled(
-            model, lambda self, *arguments: decode(self, *arguments, eos_id), "decode", eos_id
-        )
-        self.decoding: Decoding = start(tokens, padding)
+
+        def start(model: LanguageModel, tokens: Any, padding: Any) -> Decoding:
+            return prefill(model, tokens, padding, capacity, eos_id)
+
+        def step(model: LanguageModel, now: Decoding, uniforms: Any, begin: Any, end: Any, how: Sampling) -> Decoding:
+            return decode(model, now, uniforms, begin, end, how, eos_id)
+
+        self._step = backend.compiled(model, step, "decode", eos_id)
+        self.decoding: Decoding = backend.compiled(model, start, "prefill", capacity, eos_id)(tokens, padding)
 
     def advance(self, count: int) -> None:
         """Draw up to `count` more tokens in every row."""
@@ -198,9 +200,7 @@ class _Continuations:
         return [_cut(self.tokenizer.decode(_until(row, self.tokenizer.eos_id)), self.stop) for row in tokens]
 
 
-def left_pad(
-    rows: Sequence[Sequence[int]], fill: int, max_length: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def left_pad(rows: Sequence[Sequence[int]], fill: int, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Prompts as one array, padded on the left to a power of two.
 
     Args:

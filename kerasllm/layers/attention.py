@@ -33,7 +33,8 @@ class MultiHeadAttention(keras.layers.Layer):
         cache: Optional pair of tensors `(batch, num_key_value_heads, cache_length, head_dim)`: the new keys and
             values are written at `position`, and all slots up to there are attended to.
         position: Slot of the first input in the cache, an integer or `()` int32.
-        left_padding: Optional int32 `(batch,)`, empty slots at the start of each row; rotary positions count from there.
+        left_padding: Optional int32 `(batch,)`, empty slots at the start of each row; rotary positions count from
+            there.
         return_attention_scores: Whether to return the weights too.
 
     Returns:
@@ -69,14 +70,18 @@ class MultiHeadAttention(keras.layers.Layer):
         self.dropout = dropout
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
-        self.rotary = None if rotary_base is None else RotaryEmbedding(rotary_base, dtype=self.dtype_policy, name="rotary")
+        self.rotary = (
+            None if rotary_base is None else RotaryEmbedding(rotary_base, dtype=self.dtype_policy, name="rotary")
+        )
         self.attention_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="attention_dropout")
 
     def build(self, inputs_shape: Any, context_shape: Any = None) -> None:
         """Makes the kernels of query, key, value and output."""
         hidden_dim = inputs_shape[-1]
         if hidden_dim % self.num_heads:
-            raise ValueError(f"{self.name}: num_heads {self.num_heads} must divide the width of the input, {hidden_dim}")
+            raise ValueError(
+                f"{self.name}: num_heads {self.num_heads} must divide the width of the input, {hidden_dim}"
+            )
         self.head_dim = hidden_dim // self.num_heads
         key_value_dim = self.num_key_value_heads * self.head_dim
         context_shape = context_shape or inputs_shape

@@ -115,11 +115,11 @@ class TransformerBlock(keras.layers.Layer):
         shared = {"use_bias": use_bias, "kernel_initializer": self.kernel_initializer, "dtype": self.dtype_policy}
         heads = {"num_heads": num_heads, "num_key_value_heads": num_key_value_heads, "dropout": dropout, **shared}
         self.attention = MultiHeadAttention(causal=causal, rotary_base=rotary_base, name="attention", **heads)
-        self.cross_attention = MultiHeadAttention(name="cross_attention", **heads) if cross_attention else None
+        self.cross_attention: Any = MultiHeadAttention(name="cross_attention", **heads) if cross_attention else None
         self.feedforward = FeedForward(intermediate_dim, activation=activation, name="feedforward", **shared)
         norms = {"kind": norm, "epsilon": norm_epsilon, "use_bias": use_bias, "dtype": self.dtype_policy}
         self.attention_norm = make_norm(name="attention_norm", **norms)
-        self.cross_attention_norm = make_norm(name="cross_attention_norm", **norms) if cross_attention else None
+        self.cross_attention_norm: Any = make_norm(name="cross_attention_norm", **norms) if cross_attention else None
         self.feedforward_norm = make_norm(name="feedforward_norm", **norms)
         self.residual_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="residual_dropout")
 

@@ -33,6 +33,8 @@ class LanguageModel(keras.Model):
     max_sequence_length: int | None = None
     """Longest context in tokens; `None` where there is no limit."""
 
+    config: Any  # the family's own class; each subclass says which
+
     def __init__(self, config: ModelConfig | dict[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not isinstance(config, self.config_class):
@@ -41,7 +43,9 @@ class LanguageModel(keras.Model):
             config = self.config_class.from_dict(config)
         self.config = config
 
-    def encode(self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None) -> Any:
+    def encode(
+        self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None
+    ) -> Any:
         """Hidden states of tokens.
 
         Args:
@@ -79,7 +83,9 @@ class LanguageModel(keras.Model):
         """
         raise RuntimeError(f"{type(self).__name__} must implement initial_state")
 
-    def call(self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None) -> Any:
+    def call(
+        self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None
+    ) -> Any:
         """See the class."""
         if state is None:
             return self.project(self.encode(tokens, padding_mask=padding_mask, training=training))
@@ -93,8 +99,8 @@ class LanguageModel(keras.Model):
             optimizer: `"auto"` is AdamW with global gradient norm clipped to 1.
             loss: `"auto"` is cross-entropy of the next token, in nats.
             metrics: `"auto"` is perplexity.
-            **kwargs: See Keras. `jit_compile` is off on TensorFlow unless asked for: there XLA makes these models slower on
-                a CPU and cannot compile cuDNN's LSTM.
+            **kwargs: See Keras. `jit_compile` is off on TensorFlow unless asked for: there XLA makes these models
+                slower on a CPU and cannot compile cuDNN's LSTM.
         """
         if keras.backend.backend() == "tensorflow":
             kwargs.setdefault("jit_compile", False)

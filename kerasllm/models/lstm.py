@@ -19,22 +19,29 @@ class LSTMLanguageModel(LanguageModel):
     """
 
     config_class = LSTMConfig
+    config: LSTMConfig
 
     def __init__(self, config: LSTMConfig | dict[str, Any], **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        config, dtype = self.config, self.dtype_policy
-        if config.tie_embeddings:
+        dtype = self.dtype_policy
+        if self.config.tie_embeddings:
             self.embedding = keras.layers.ReversibleEmbedding(
-                config.vocabulary_size, config.embedding_dim, reverse_dtype="float32", dtype=dtype, name="embedding"
+                self.config.vocabulary_size,
+                self.config.embedding_dim,
+                reverse_dtype="float32",
+                dtype=dtype,
+                name="embedding",
             )
         else:
             self.embedding = keras.layers.Embedding(
-                config.vocabulary_size, config.embedding_dim, dtype=dtype, name="embedding"
+                self.config.vocabulary_size, self.config.embedding_dim, dtype=dtype, name="embedding"
             )
-            self.head = keras.layers.Dense(config.vocabulary_size, use_bias=False, dtype="float32", name="head")
+            self.head = keras.layers.Dense(self.config.vocabulary_size, use_bias=False, dtype="float32", name="head")
         self.embedding.supports_masking = True  # a masked LSTM hands on a mask, which a projection does not need
-        self.embedding_dropout = keras.layers.SpatialDropout1D(config.dropout, dtype=dtype, name="embedding_dropout")
-        self.lstm = LSTMStack(config.layer_dims, dropout=config.dropout, dtype=dtype, name="lstm")
+        self.embedding_dropout = keras.layers.SpatialDropout1D(
+            self.config.dropout, dtype=dtype, name="embedding_dropout"
+        )
+        self.lstm = LSTMStack(self.config.layer_dims, dropout=self.config.dropout, dtype=dtype, name="lstm")
 
     def build(self, input_shape: Any = None) -> None:
         """Makes every variable; the shape of the input does not matter."""
@@ -51,7 +58,9 @@ class LSTMLanguageModel(LanguageModel):
         )
         self.built = True
 
-    def encode(self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None) -> Any:
+    def encode(
+        self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None
+    ) -> Any:
         """See `LanguageModel.encode`."""
         x = self.embedding_dropout(self.embedding(tokens), training=training)
         if state is None:

@@ -19,57 +19,61 @@ from kerasllm.state import PADDING, POSITION, DecodeState, key_cache, value_cach
 
 @keras.saving.register_keras_serializable(package="kerasllm")
 class TransformerLanguageModel(LanguageModel):
-    """Embedding, Transformer blocks, projection to the vocabulary (Vaswani et al. 2017; Radford et al. 2019; Touvron et al. 2023).
+    """Embedding, Transformer blocks, projection to the vocabulary.
+
+    Vaswani et al. 2017 (arXiv:1706.03762), Radford et al. 2019 (GPT-2) and Touvron et al. 2023 (LLaMA,
+    arXiv:2302.13971) are configurations of it.
 
     Arguments, call arguments and returns are those of `LanguageModel`; the config is a `TransformerConfig`.
     """
 
     config_class = TransformerConfig
+    config: TransformerConfig
 
     def __init__(self, config: TransformerConfig | dict[str, Any], **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        config, dtype = self.config, self.dtype_policy
-        self.max_sequence_length = config.max_sequence_length
+        dtype = self.dtype_policy
+        self.max_sequence_length = self.config.max_sequence_length
         self.embedding = keras.layers.ReversibleEmbedding(
-            config.vocabulary_size,
-            config.hidden_dim,
-            tie_weights=config.tie_embeddings,
+            self.config.vocabulary_size,
+            self.config.hidden_dim,
+            tie_weights=self.config.tie_embeddings,
             embeddings_initializer=_initializer(),
             reverse_dtype="float32",
             dtype=dtype,
             name="embedding",
         )
         self.positions: keras.layers.Layer | None = None
-        if config.positions == "learned":
+        if self.config.positions == "learned":
             self.positions = LearnedPositionEmbedding(
-                config.max_sequence_length, initializer=_initializer(), dtype=dtype, name="positions"
+                self.config.max_sequence_length, initializer=_initializer(), dtype=dtype, name="positions"
             )
-        elif config.positions == "sine":
+        elif self.config.positions == "sine":
             self.positions = SinePositionEncoding(dtype=dtype, name="positions")
-        self.embedding_dropout = keras.layers.Dropout(config.dropout, dtype=dtype, name="embedding_dropout")
+        self.embedding_dropout = keras.layers.Dropout(self.config.dropout, dtype=dtype, name="embedding_dropout")
         self.blocks = [
             TransformerBlock(
-                num_heads=config.num_heads,
-                intermediate_dim=config.intermediate_dim,
-                num_key_value_heads=config.num_key_value_heads,
-                causal=config.causal,
-                rotary_base=config.rotary_base if config.positions == "rotary" else None,
-                norm=config.norm,
-                norm_first=config.norm_first,
-                norm_epsilon=config.norm_epsilon,
-                activation=config.activation,
-                use_bias=config.use_bias,
-                dropout=config.dropout,
+                num_heads=self.config.num_heads,
+                intermediate_dim=self.config.intermediate_dim,
+                num_key_value_heads=self.config.num_key_value_heads,
+                causal=self.config.causal,
+                rotary_base=self.config.rotary_base if self.config.positions == "rotary" else None,
+                norm=self.config.norm,
+                norm_first=self.config.norm_first,
+                norm_epsilon=self.config.norm_epsilon,
+                activation=self.config.activation,
+                use_bias=self.config.use_bias,
+                dropout=self.config.dropout,
                 kernel_initializer=_initializer(),
                 dtype=dtype,
                 name=f"block_{index}",
             )
-            for index in range(config.num_layers)
+            for index in range(self.config.num_layers)
         ]
         # Blocks that normalise last leave nothing to normalise.
         self.final_norm = (
-            make_norm(config.norm, config.norm_epsilon, config.use_bias, dtype, "final_norm")
-            if config.norm_first
+            make_norm(self.config.norm, self.config.norm_epsilon, self.config.use_bias, dtype, "final_norm")
+            if self.config.norm_first
             else None
         )
 
@@ -82,7 +86,9 @@ class TransformerLanguageModel(LanguageModel):
                 layer.build(hidden_shape)
         self.built = True
 
-    def encode(self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None) -> Any:
+    def encode(
+        self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None
+    ) -> Any:
         """See `LanguageModel.encode`.
 
         Raises:

@@ -1,4 +1,4 @@
-"""The training job behind `kerasllm train` and `kerasllm quickstart`: plain `compile` and `fit` with the callbacks of this room."""
+"""Training on a prepared corpus: plain `compile` and `fit` with the callbacks of this room."""
 
 import dataclasses
 import os
