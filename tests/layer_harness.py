@@ -17,8 +17,8 @@ POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
 class Case:
     """A layer to check.
 
-    `shapes` names the call's tensors without their batch axis, `variables` are the paths below the layer's name (a public
-    contract), `bad` are constructor arguments that must be refused, each with the value that the message must name.
+    `shapes` names the call's tensors without their batch axis, `variables` are the paths below the layer's name (a
+    public contract), `bad` are constructor arguments that must be refused, each with the value the message must name.
     """
 
     layer: type[keras.layers.Layer]
