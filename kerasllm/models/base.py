@@ -21,7 +21,7 @@ class LanguageModel(keras.Model):
 
     Call arguments:
         tokens: int32 `(batch, length)`.
-        padding_mask: Optional boolean `(batch, length)`, true where a token is real.
+        padding_mask: Optional boolean `(batch, length)`, true where a token is real; not together with `state`.
         state: Optional decode state (`kerasllm.state`): the tokens continue what it holds.
         training: Whether dropout is on.
 
@@ -50,7 +50,7 @@ class LanguageModel(keras.Model):
 
         Args:
             tokens: int32 `(batch, length)`.
-            padding_mask: Optional boolean `(batch, length)`.
+            padding_mask: Optional boolean `(batch, length)`; not together with `state`, which knows its padding.
             state: Optional decode state.
             training: Whether dropout is on.
 
@@ -58,6 +58,10 @@ class LanguageModel(keras.Model):
             `(batch, length, width)` in the compute dtype; with `state` also the next state.
         """
         raise RuntimeError(f"{type(self).__name__} must implement encode")
+
+    def _check_mask(self, padding_mask: Any, state: DecodeState | None) -> None:
+        if padding_mask is not None and state is not None:
+            raise ValueError(f"{self.name}: with a state, give padding to initial_state instead of a padding_mask")
 
     def project(self, hidden: Any) -> Any:
         """Logits of hidden states.
@@ -92,13 +96,21 @@ class LanguageModel(keras.Model):
         hidden, state = self.encode(tokens, padding_mask=padding_mask, state=state, training=training)
         return self.project(hidden), state
 
-    def compile(self, optimizer: Any = "auto", loss: Any = "auto", metrics: Any = "auto", **kwargs: Any) -> None:
+    def compile(
+        self,
+        optimizer: Any = "auto",
+        loss: Any = "auto",
+        metrics: Any = "auto",
+        weighted_metrics: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """`keras.Model.compile` with the defaults of language modelling.
 
         Args:
             optimizer: `"auto"` is AdamW with global gradient norm clipped to 1.
             loss: `"auto"` is cross-entropy of the next token, in nats.
-            metrics: `"auto"` is perplexity.
+            metrics: `"auto"` is perplexity, where there are no `weighted_metrics` either.
+            weighted_metrics: Metrics that honour `sample_weight`, such as perplexity where some positions are padding.
             **kwargs: See Keras. `jit_compile` is off on TensorFlow unless asked for: there XLA makes these models
                 slower on a CPU and cannot compile cuDNN's LSTM.
         """
@@ -109,10 +121,21 @@ class LanguageModel(keras.Model):
         if isinstance(loss, str) and loss == "auto":
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         if isinstance(metrics, str) and metrics == "auto":
-            from kerasllm.metrics import Perplexity
+            metrics = None
+            if weighted_metrics is None:
+                from kerasllm.metrics import Perplexity
 
-            metrics = [Perplexity()]
-        super().compile(optimizer=optimizer, loss=loss, weighted_metrics=metrics, **kwargs)
+                weighted_metrics = [Perplexity()]
+        super().compile(optimizer=optimizer, loss=loss, metrics=metrics, weighted_metrics=weighted_metrics, **kwargs)
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile as a saved model was compiled; Keras calls this when it loads one."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
+    def compute_output_shape(self, input_shape: Any) -> Any:
+        """`(batch, length, vocabulary_size)`."""
+        return (*input_shape, self.config.vocabulary_size)
 
     def compute_output_spec(self, tokens: Any, *_: Any, **__: Any) -> keras.KerasTensor:
         """float32 `(batch, length, vocabulary_size)`."""

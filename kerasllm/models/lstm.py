@@ -36,16 +36,18 @@ class LSTMLanguageModel(LanguageModel):
             self.embedding = keras.layers.Embedding(
                 self.config.vocabulary_size, self.config.embedding_dim, dtype=dtype, name="embedding"
             )
-            self.head = keras.layers.Dense(self.config.vocabulary_size, use_bias=False, dtype="float32", name="head")
         self.embedding.supports_masking = True  # a masked LSTM hands on a mask, which a projection does not need
         self.embedding_dropout = keras.layers.SpatialDropout1D(
             self.config.dropout, dtype=dtype, name="embedding_dropout"
         )
         self.lstm = LSTMStack(self.config.layer_dims, dropout=self.config.dropout, dtype=dtype, name="lstm")
+        if not self.config.tie_embeddings:
+            self.head = keras.layers.Dense(self.config.vocabulary_size, use_bias=False, dtype="float32", name="head")
 
     def build(self, input_shape: Any = None) -> None:
         """Makes every variable; the shape of the input does not matter."""
-        self.embedding.build()
+        self.embedding.build((None, None))
+        self.embedding_dropout.build((None, None, self.config.embedding_dim))
         self.lstm.build((None, None, self.config.embedding_dim))
         if not self.config.tie_embeddings:
             self.head.build((None, None, self.config.layer_dims[-1]))
@@ -62,6 +64,7 @@ class LSTMLanguageModel(LanguageModel):
         self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None
     ) -> Any:
         """See `LanguageModel.encode`."""
+        self._check_mask(padding_mask, state)
         x = self.embedding_dropout(self.embedding(tokens), training=training)
         if state is None:
             return self.lstm(x, padding_mask=padding_mask, training=training)

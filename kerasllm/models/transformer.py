@@ -80,8 +80,8 @@ class TransformerLanguageModel(LanguageModel):
     def build(self, input_shape: Any = None) -> None:
         """Makes every variable; the shape of the input does not matter."""
         hidden_shape = (None, None, self.config.hidden_dim)
-        self.embedding.build()
-        for layer in (self.positions, *self.blocks, self.final_norm):
+        self.embedding.build((None, None))
+        for layer in (self.positions, self.embedding_dropout, *self.blocks, self.final_norm):
             if layer is not None:
                 layer.build(hidden_shape)
         self.built = True
@@ -92,8 +92,9 @@ class TransformerLanguageModel(LanguageModel):
         """See `LanguageModel.encode`.
 
         Raises:
-            ValueError: The tokens are more than `max_sequence_length`.
+            ValueError: The tokens are more than `max_sequence_length`, or both a mask and a state are given.
         """
+        self._check_mask(padding_mask, state)
         length = ops.shape(tokens)[1]
         if isinstance(length, int) and length > self.config.max_sequence_length:
             raise ValueError(
