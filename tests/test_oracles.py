@@ -19,58 +19,21 @@ from kerasllm.layers import (
 )
 from kerasllm.metrics import Perplexity
 
-
-def normal(seed, *shape):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
-
-
-def weights(layer, scale=0.5):
-    """Random weights (biases too) for a built layer, and the same by path."""
-    for index, variable in enumerate(layer.trainable_variables):
-        variable.assign(normal(index, *variable.shape) * scale)
-    return {
-        variable.path.split("/", 1)[1]: np.array(variable.value, "float64") for variable in layer.trainable_variables
-    }
-
-
-def softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def affine(w, name, x):
-    return x @ w[f"{name}/kernel"] + w.get(f"{name}/bias", 0)
-
-
-def close(actual, expected, tolerance=2e-5):
-    np.testing.assert_allclose(np.array(actual), expected, rtol=tolerance, atol=tolerance)
-
+pytest.register_assert_rewrite("oracles")
+from oracles import (  # noqa: E402
+    attention,
+    close,
+    feedforward,
+    lstm,
+    normal,
+    normalize,
+    rotate,
+    sine_positions,
+    softmax,
+    weights,
+)
 
 # Attention (Vaswani et al. 2017, equation 1 and 3.2.2; Ainslie et al. 2023)
-
-
-def attention(w, x, context, heads, groups, visible, prefix="", rotate=lambda q: q):
-    """Head after head, query after query: `softmax(q K^T / sqrt(d)) V` over the visible keys alone."""
-    q, k, v = (affine(w, prefix + n, s) for n, s in (("query", x), ("key", context), ("value", context)))
-    size = q.shape[-1] // heads
-    scores = np.zeros((len(x), heads, x.shape[1], context.shape[1]))
-    joined = np.zeros(q.shape)
-    for row in range(len(x)):
-        for head in range(heads):
-            columns = slice(head * size, (head + 1) * size)
-            shared = head // (heads // groups)
-            shared = slice(shared * size, (shared + 1) * size)
-            queries, keys = rotate(q[row, :, columns]), rotate(k[row, :, shared])
-            for i in range(x.shape[1]):
-                seen = np.flatnonzero(visible[row, i])
-                share = softmax(queries[i] @ keys[seen].T / math.sqrt(size))
-                scores[row, head, i, seen] = share
-                joined[row, i, columns] = share @ v[row, seen, shared]
-    return affine(w, prefix + "output", joined), scores
 
 
 @pytest.mark.parametrize("groups", [4, 2, 1])
@@ -149,10 +112,7 @@ def test_attention_bias_hides_what_it_says():
 
 def test_sine_positions_are_vaswani_section_3_5():
     for dim in (8, 7):
-        expected = np.zeros((600, dim))
-        for p, c in np.ndindex(600, dim):
-            angle = p / 10_000 ** (2 * (c // 2) / dim)
-            expected[p, c] = math.sin(angle) if c % 2 == 0 else math.cos(angle)
+        expected = sine_positions(600, dim)
         close(SinePositionEncoding()(np.zeros((1, 600, dim), "float32"))[0], expected, 2e-4)
         x = normal(0, 2, 2, dim)
         close(SinePositionEncoding()(x, positions=np.array([[5, 599], [0, 1]])), x + expected[[[5, 599], [0, 1]]], 2e-4)
@@ -164,15 +124,6 @@ def test_learned_positions_are_rows_of_the_table():
     table = weights(layer)["embeddings"]
     close(layer(x), x + table[:3])
     close(layer(x, positions=np.array([[8, 0, 1], [2, 2, 7]])), x + table[[[8, 0, 1], [2, 2, 7]]])
-
-
-def rotate(x, positions, base):
-    """Half-split layout: feature i and feature i + d/2 are a complex number, turned by position * base^(-2i/d)."""
-    half = x.shape[-1] // 2
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(
-        1j * np.asarray(positions)[..., None] * base ** (-2.0 * np.arange(half) / x.shape[-1])
-    )
-    return np.concatenate([turned.real, turned.imag], -1)
 
 
 def test_rotary_is_a_complex_rotation():
@@ -201,22 +152,6 @@ def test_token_positions_count_from_the_first_real_token():
 # Feed-forward (Vaswani et al. 2017, equation 2; Shazeer 2020, equation 6) and the block
 
 
-def activate(name, x):
-    if name == "relu":
-        return np.maximum(x, 0)
-    if name == "gelu_approximate":
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
-
-
-def feedforward(w, name, x, prefix=""):
-    up = affine(w, prefix + "up", x)
-    if name == "swiglu":
-        gate = affine(w, prefix + "gate", x)
-        return affine(w, prefix + "down", gate * sigmoid(gate) * up)
-    return affine(w, prefix + "down", activate(name, up))
-
-
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_approximate", "swiglu"])
 def test_feedforward_is_the_formula(activation, use_bias):
@@ -224,14 +159,6 @@ def test_feedforward_is_the_formula(activation, use_bias):
     layer.build(x.shape)
     w = weights(layer)
     close(layer(x), feedforward(w, activation, x))
-
-
-def normalize(w, name, x, kind, epsilon):
-    if kind == "rms_norm":
-        return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * w[f"{name}/scale"]
-    centred = x - x.mean(-1, keepdims=True)
-    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
-    return scaled * w[f"{name}/gamma"] + w.get(f"{name}/beta", 0)
 
 
 @pytest.mark.parametrize("cross", [False, True])
@@ -270,19 +197,6 @@ def test_block_is_its_equations(norm, norm_first, use_bias, cross):
 
 
 # LSTM (Hochreiter and Schmidhuber 1997, with the forget gate) and locked dropout
-
-
-def lstm(w, x, h, c, mask=None):
-    outputs = []
-    for t in range(x.shape[1]):
-        z = x[:, t] @ w["kernel"] + h @ w["recurrent_kernel"] + w["bias"]
-        i, f, g, o = np.split(z, 4, -1)
-        new_c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        new_h = sigmoid(o) * np.tanh(new_c)
-        keep = np.ones((len(x), 1), bool) if mask is None else mask[:, t, None]
-        h, c = np.where(keep, new_h, h), np.where(keep, new_c, c)
-        outputs.append(h)
-    return np.stack(outputs, 1), h, c
 
 
 @pytest.mark.parametrize("units", [(6,), (6, 4, 5)])

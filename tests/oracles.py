@@ -1,0 +1,110 @@
+"""Short numpy references, straight from the papers' formulas, for the tests of layers and models."""
+
+import math
+
+import numpy as np
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def weights(layer, scale=0.5):
+    """Random weights (biases too) for a built layer, and the same by path."""
+    for index, variable in enumerate(layer.trainable_variables):
+        variable.assign(normal(index, *variable.shape) * scale)
+    return {
+        variable.path.split("/", 1)[1]: np.array(variable.value, "float64") for variable in layer.trainable_variables
+    }
+
+
+def close(actual, expected, tolerance=2e-5):
+    np.testing.assert_allclose(np.array(actual), expected, rtol=tolerance, atol=tolerance)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def affine(w, name, x):
+    return x @ w[f"{name}/kernel"] + w.get(f"{name}/bias", 0)
+
+
+def attention(w, x, context, heads, groups, visible, prefix="", rotate=lambda q: q):
+    """Head after head, query after query: `softmax(q K^T / sqrt(d)) V` over the visible keys alone."""
+    q, k, v = (affine(w, prefix + n, s) for n, s in (("query", x), ("key", context), ("value", context)))
+    size = q.shape[-1] // heads
+    scores = np.zeros((len(x), heads, x.shape[1], context.shape[1]))
+    joined = np.zeros(q.shape)
+    for row in range(len(x)):
+        for head in range(heads):
+            columns = slice(head * size, (head + 1) * size)
+            shared = head // (heads // groups)
+            shared = slice(shared * size, (shared + 1) * size)
+            queries, keys = rotate(q[row, :, columns]), rotate(k[row, :, shared])
+            for i in range(x.shape[1]):
+                seen = np.flatnonzero(visible[row, i])
+                share = softmax(queries[i] @ keys[seen].T / math.sqrt(size))
+                scores[row, head, i, seen] = share
+                joined[row, i, columns] = share @ v[row, seen, shared]
+    return affine(w, prefix + "output", joined), scores
+
+
+def rotate(x, positions, base):
+    """Half-split layout: feature i and feature i + d/2 are a complex number, turned by position * base^(-2i/d)."""
+    half = x.shape[-1] // 2
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(
+        1j * np.asarray(positions)[..., None] * base ** (-2.0 * np.arange(half) / x.shape[-1])
+    )
+    return np.concatenate([turned.real, turned.imag], -1)
+
+
+def sine_positions(length, dim, max_wavelength=10_000):
+    """Vaswani et al. 2017, section 3.5: `sin(p / w^(2i/d))` in even features, `cos` of the same in odd ones."""
+    table = np.zeros((length, dim))
+    for p, c in np.ndindex(length, dim):
+        angle = p / max_wavelength ** (2 * (c // 2) / dim)
+        table[p, c] = math.sin(angle) if c % 2 == 0 else math.cos(angle)
+    return table
+
+
+def activate(name, x):
+    if name == "relu":
+        return np.maximum(x, 0)
+    if name == "gelu_approximate":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def feedforward(w, name, x, prefix=""):
+    up = affine(w, prefix + "up", x)
+    if name == "swiglu":
+        gate = affine(w, prefix + "gate", x)
+        return affine(w, prefix + "down", gate * sigmoid(gate) * up)
+    return affine(w, prefix + "down", activate(name, up))
+
+
+def normalize(w, name, x, kind, epsilon):
+    if kind == "rms_norm":
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * w[f"{name}/scale"]
+    centred = x - x.mean(-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    return scaled * w[f"{name}/gamma"] + w.get(f"{name}/beta", 0)
+
+
+def lstm(w, x, h, c, mask=None):
+    outputs = []
+    for t in range(x.shape[1]):
+        z = x[:, t] @ w["kernel"] + h @ w["recurrent_kernel"] + w["bias"]
+        i, f, g, o = np.split(z, 4, -1)
+        new_c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        new_h = sigmoid(o) * np.tanh(new_c)
+        keep = np.ones((len(x), 1), bool) if mask is None else mask[:, t, None]
+        h, c = np.where(keep, new_h, h), np.where(keep, new_c, c)
+        outputs.append(h)
+    return np.stack(outputs, 1), h, c
