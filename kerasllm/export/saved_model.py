@@ -66,7 +66,7 @@ def export_saved_model(
     return Path(path)
 
 
-def check_pair(model: LanguageModel, tokenizer: Tokenizer) -> None:
+def check_pair(model: LanguageModel, tokenizer: Tokenizer | None) -> None:
     """Refuse a tokenizer that does not belong to the model, and a model that cannot continue text.
 
     Raises:
@@ -76,7 +76,7 @@ def check_pair(model: LanguageModel, tokenizer: Tokenizer) -> None:
         raise InputError("a bidirectional model cannot continue text; export a causal one")
     if not model.built:
         model.build()
-    if tokenizer.vocabulary_size != model.config.vocabulary_size:
+    if tokenizer is not None and tokenizer.vocabulary_size != model.config.vocabulary_size:
         raise InputError(
             f"the tokenizer has {tokenizer.vocabulary_size} tokens but the model {model.config.vocabulary_size}; "
             "export with the tokenizer the model was trained with"

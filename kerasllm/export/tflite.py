@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from kerasllm.export.saved_model import check_pair, without_cudnn
 from kerasllm.files import atomic_file
 from kerasllm.models import LanguageModel
 from kerasllm.state import carried
-from kerasllm.text import Tokenizer
+from kerasllm.text import Tokenizer, load_tokenizer
 
 QUANTIZATIONS = (None, "float16", "int8")
 
@@ -57,17 +58,18 @@ def export_tflite(
         The path.
 
     Raises:
-        InputError: The file exists, a length does not fit, the model needs operations that TFLite lacks, or the file
-            does not answer as Keras does.
+        InputError: The file or another tokenizer exists, a length does not fit, the model needs operations that TFLite
+            lacks, or the file does not answer as Keras does.
     """
     path = Path(path)
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists already; choose another output or pass overwrite (--overwrite)")
     if quantization not in QUANTIZATIONS:
         raise InputError(f"quantization must be one of {QUANTIZATIONS}, received {quantization!r}")
-    if tokenizer is not None:
-        check_pair(model, tokenizer)
-    context_length = _context_length(model, context_length, max([*prefill_lengths, *score_lengths]))
+    check_pair(model, tokenizer)
+    if tokenizer is not None and not overwrite:
+        _check_place(tokenizer, path.parent)
+    context_length = _context_length(model, context_length, [*prefill_lengths, *score_lengths])
     model = _as_float32(model)
     with without_cudnn(model), _fused_lookup(model):
         functions = edge_functions(model, context_length, tuple(prefill_lengths), tuple(score_lengths))
@@ -80,13 +82,21 @@ def export_tflite(
     return path
 
 
-def _context_length(model: LanguageModel, asked: int | None, longest_chunk: int) -> int:
-    limit = model.max_sequence_length
-    length = asked or limit or longest_chunk
+def _check_place(tokenizer: Tokenizer, folder: Path) -> None:
+    """Refuse a folder with a tokenizer that another file needs."""
+    if (folder / "tokenizer.json").exists() and load_tokenizer(folder).fingerprint != tokenizer.fingerprint:
+        raise InputError(f"{folder}: holds another model's tokenizer; choose another folder, or pass overwrite")
+
+
+def _context_length(model: LanguageModel, asked: int | None, chunks: list[int]) -> int:
+    limit, longest = model.max_sequence_length, max(chunks, default=1)
+    if min(chunks, default=1) < 1:
+        raise InputError(f"prefill and score lengths must be at least 1, received {min(chunks)}")
+    length = (limit or longest) if asked is None else asked
     if limit is not None and length > limit:
         raise InputError(f"context_length {length} is more than the model's {limit}; lower it")
-    if length < longest_chunk:
-        raise InputError(f"context_length {length} is less than a chunk of {longest_chunk}; lower the chunk lengths")
+    if length < longest:
+        raise InputError(f"context_length {length} is less than a chunk of {longest}; lower the chunk lengths")
     return length
 
 
@@ -145,9 +155,10 @@ def _convert(model: LanguageModel, functions: dict[str, Any], quantization: str 
         try:
             return converter.convert()
         except Exception as error:  # the converter raises several kinds, all with many lines
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            lacking = sorted(set(re.findall(r"'(tf\.\w+)' op", str(error))))
+            first = ", ".join(lacking) or (str(error).strip() or type(error).__name__).splitlines()[0]
             raise InputError(
-                f"the model cannot be written with TFLite's builtin operations ({first}); "
+                f"the model cannot be written with TFLite's builtin operations: {first}; "
                 "replace the layer that needs others"
             ) from error
 
