@@ -78,6 +78,9 @@ def train(
             f"the corpus has {corpus.tokenizer.vocabulary_size} tokens but the model {model.config.vocabulary_size}; "
             "set the model's vocabulary_size"
         )
+    limit = model.max_sequence_length
+    if limit is not None and options.sequence_length > limit:
+        raise InputError(f"sequence_length {options.sequence_length} is more than the model's {limit}; lower it")
     folder = Path(folder)
     shape = {"batch_size": options.batch_size, "sequence_length": options.sequence_length}
     training = corpus.dataset("train", **shape, seed=options.seed, repeat=True)
