@@ -1,8 +1,11 @@
 """The command line: parse, import one thing, call it."""
 
 import errno
+import faulthandler
 import json
+import math
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,22 @@ def cli() -> None:
     """From raw Wikipedia text to language models on GPU servers and phones, without leaving TensorFlow."""
 
 
+class _Number(click.FloatRange):
+    """A range of real numbers, among which NaN and infinity are not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number, or a usage error."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a number", param, ctx)
+        return number
+
+
+_POSITIVE = _Number(min=0, min_open=True)
+_SHARE = _Number(min=0, max=1, max_open=True)
+_COUNT = click.IntRange(min=1)
+_NATURAL = click.IntRange(min=0)
+
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text for people.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 
@@ -44,11 +63,11 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace the output 
     type=click.Choice(["sentencepiece", "sentencepiece-bpe", "word", "whitespace", "byte"]),
     help="What to train on the training split.",
 )
-@click.option("--vocabulary-size", default=4096, show_default=True, help="Number of token ids.")
-@click.option("--validation", default=0.05, show_default=True, help="Share of articles for validation.")
-@click.option("--test", default=0.05, show_default=True, help="Share of articles for testing.")
+@click.option("--vocabulary-size", default=4096, type=_COUNT, show_default=True, help="Number of token ids.")
+@click.option("--validation", default=0.05, type=_SHARE, show_default=True, help="Share of articles for validation.")
+@click.option("--test", default=0.05, type=_SHARE, show_default=True, help="Share of articles for testing.")
 @click.option("--seed", default=0, show_default=True, help="Salt of the hash of the title that splits.")
-@click.option("--workers", type=int, help="Processes; all cores by default.")
+@click.option("--workers", type=_COUNT, help="Processes; all cores by default.")
 @_overwrite
 @_json
 def prepare(source: str, out: str, as_json: bool, **options: Any) -> None:
@@ -76,13 +95,15 @@ def prepare(source: str, out: str, as_json: bool, **options: Any) -> None:
 @click.option(
     "--out", required=True, help="Folder for the model folder `model/`, the best weights and TensorBoard logs."
 )
-@click.option("--epochs", default=3.0, show_default=True, help="Times the training tokens are seen.")
-@click.option("--batch-size", default=16, show_default=True, help="Windows in a step.")
-@click.option("--sequence-length", default=128, show_default=True, help="Tokens in a window.")
-@click.option("--learning-rate", default=3e-3, show_default=True, help="Peak of the schedule.")
-@click.option("--evaluations", default=6, show_default=True, help="Validations during the training.")
-@click.option("--patience", default=2, show_default=True, help="Validations without progress before training ends.")
-@click.option("--seed", default=0, show_default=True, help="Of weights, dropout and order of the data.")
+@click.option("--epochs", default=3.0, type=_POSITIVE, show_default=True, help="Times the training tokens are seen.")
+@click.option("--batch-size", default=16, type=_COUNT, show_default=True, help="Windows in a step.")
+@click.option("--sequence-length", default=128, type=_COUNT, show_default=True, help="Tokens in a window.")
+@click.option("--learning-rate", default=3e-3, type=_POSITIVE, show_default=True, help="Peak of the schedule.")
+@click.option("--evaluations", default=6, type=_COUNT, show_default=True, help="Validations during the training.")
+@click.option(
+    "--patience", default=2, type=_COUNT, show_default=True, help="Validations without progress before training ends."
+)
+@click.option("--seed", default=0, type=_NATURAL, show_default=True, help="Of weights, dropout and order of the data.")
 @click.option(
     "--precision",
     default="float32",
@@ -103,10 +124,12 @@ def train(corpus: str, model_name: str, out: str, precision: str, overwrite: boo
 @click.argument("model")
 @click.argument("corpus")
 @click.option("--split", default="test", show_default=True, type=click.Choice(["train", "validation", "test"]))
-@click.option("--context", default=256, show_default=True, help="Tokens in a window.")
-@click.option("--stride", default=128, show_default=True, help="Tokens between the starts of two windows.")
+@click.option(
+    "--context", type=_COUNT, help="Tokens in a window; 256 by default, or the model's context if that is less."
+)
+@click.option("--stride", type=_COUNT, help="Tokens between the starts of two windows; half the context by default.")
 @_json
-def evaluate(model: str, corpus: str, split: str, context: int, stride: int, as_json: bool) -> None:
+def evaluate(model: str, corpus: str, split: str, context: int | None, stride: int | None, as_json: bool) -> None:
     """Perplexity and bits per byte of MODEL on a split of CORPUS.
 
     MODEL is a model folder, a SavedModel, a .tflite file or the name of a published model.
@@ -117,6 +140,8 @@ def evaluate(model: str, corpus: str, split: str, context: int, stride: int, as_
 
     texts = [article.text for article in load_corpus(corpus).articles(split)]
     runner = open_model(model)
+    context = _context(runner, context)
+    stride = stride or max(1, context // 2)
     tokenizer = runner.tokenizer
     evaluation, _ = evaluate(
         runner, documents(texts, tokenizer), texts, context=context, stride=stride, lossless=tokenizer.lossless
@@ -127,11 +152,19 @@ def evaluate(model: str, corpus: str, split: str, context: int, stride: int, as_
 @cli.command()
 @click.argument("model")
 @click.option("--prompt", required=True, help="Text to continue.")
-@click.option("--max-new-tokens", default=64, show_default=True, help="Most tokens to add.")
-@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-k", default=0, show_default=True, help="Keep the k most likely tokens; 0 keeps all.")
-@click.option("--top-p", default=1.0, show_default=True, help="Keep the most likely tokens with this share.")
-@click.option("--seed", default=0, show_default=True, help="Of the random numbers.")
+@click.option("--max-new-tokens", default=64, type=_COUNT, show_default=True, help="Most tokens to add.")
+@click.option("--temperature", default=0.0, type=_Number(min=0), show_default=True, help="0 is greedy.")
+@click.option(
+    "--top-k", default=0, type=_NATURAL, show_default=True, help="Keep the k most likely tokens; 0 keeps all."
+)
+@click.option(
+    "--top-p",
+    default=1.0,
+    type=_Number(min=0, min_open=True, max=1),
+    show_default=True,
+    help="Keep the most likely tokens with this share.",
+)
+@click.option("--seed", default=0, type=_NATURAL, show_default=True, help="Of the random numbers.")
 def generate(model: str, prompt: str, **options: Any) -> None:
     """Write a continuation of a prompt to standard output, and nothing else.
 
@@ -147,7 +180,7 @@ def generate(model: str, prompt: str, **options: Any) -> None:
 @click.option("--format", "kind", required=True, type=click.Choice(["saved-model", "tflite"]))
 @click.option("--out", required=True, help="Folder of the SavedModel (such as my-model/1), or the .tflite file.")
 @click.option("--quantization", type=click.Choice(["float16", "int8"]), help="Of a TFLite file; float32 by default.")
-@click.option("--context-length", type=int, help="KV cache of a TFLite file in tokens; the model's own by default.")
+@click.option("--context-length", type=_COUNT, help="KV cache of a TFLite file in tokens; the model's own by default.")
 @_overwrite
 def export(
     model: str, kind: str, out: str, quantization: str | None, context_length: int | None, overwrite: bool
@@ -174,8 +207,10 @@ def export(
 @click.option(
     "--out", default="runs/quickstart", show_default=True, help="Folder for everything; what is there is replaced."
 )
-@click.option("--vocabulary-size", default=2048, show_default=True, help="Number of token ids.")
-@click.option("--epochs", default=2.0, show_default=True, help="Times the training tokens are seen by each model.")
+@click.option("--vocabulary-size", default=2048, type=_COUNT, show_default=True, help="Number of token ids.")
+@click.option(
+    "--epochs", default=2.0, type=_POSITIVE, show_default=True, help="Times the training tokens are seen by each model."
+)
 def quickstart(source: str, out: str, vocabulary_size: int, epochs: float) -> None:
     """Dump in, two trained, exported and verified language models out."""
     from kerasllm.quickstart import quickstart
@@ -183,24 +218,70 @@ def quickstart(source: str, out: str, vocabulary_size: int, epochs: float) -> No
     quickstart(source, out, vocabulary_size=vocabulary_size, epochs=epochs)
 
 
+def _context(runner: Any, asked: int | None) -> int:
+    """Tokens in a window: never more than the model, wherever it was exported to, can see."""
+    limit = runner.context_length
+    if asked is not None and asked > (limit or asked):
+        raise InputError(f"--context {asked} is more than the model's context of {limit}; lower it")
+    return asked or min(256, limit or 256)
+
+
 def main() -> None:
     """Run the command line; one line and exit code 2 for what the user can put right, 130 after Ctrl-C."""
-    # TensorFlow's start-up notes are not for people who call a command.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _quiet_libraries()
     try:
         cli.main(prog_name="kerasllm", standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        message = error.format_message()
+        message += "" if message.endswith((".", "?")) else "."
+        _fail(message + (f" See {context.command_path} --help" if context else ""))
     except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except InputError as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EISDIR, errno.ENOTDIR):
+        if error.errno == errno.EPIPE:  # the reader of our output has had enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(1)
+        if error.errno not in _OUTSIDE:
             raise
-        remedy = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another path"
+        remedy = "free some space" if error.errno in _FULL else "choose another path"
         _fail(f"{Path(error.filename) if error.filename else 'output'}: {error.strerror}; {remedy}")
+    except Exception as error:
+        # TensorFlow writes event files and SavedModels itself and has exceptions of its own for a full disk.
+        lines = [line for line in str(error).splitlines() if any(os.strerror(code) in line for code in _FULL)]
+        if not lines:
+            raise
+        _fail(re.sub(r"\{\{.*?\}\}|\[Op:\w+\]", "", lines[0]).strip() + "; free some space")
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OUTSIDE = (
+    *_FULL,
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.ENAMETOOLONG),
+)
+"""What goes wrong outside of the program."""
+
+
+def _quiet_libraries() -> None:
+    """Spare people who call a command the notes that TensorFlow, SentencePiece and LiteRT write when they start.
+
+    They come from C++ straight to file descriptor 2, some before any setting is read; Python keeps standard error.
+    Whoever sets TF_CPP_MIN_LOG_LEVEL sees all of it.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    sys.stderr.flush()
+    encoding = sys.stderr.encoding
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding=encoding, errors="backslashreplace")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    faulthandler.enable(sys.stderr)
 
 
 def _fail(message: str) -> None:

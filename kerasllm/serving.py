@@ -1,6 +1,7 @@
 """Running an exported SavedModel: TensorFlow alone, as a server would; neither Keras nor the model's Python code."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from kerasllm.errors import InputError
+from kerasllm.files import read_json
 from kerasllm.text import load_tokenizer
 
 
@@ -36,7 +38,9 @@ class ServedModel:
         self._signatures = self._loaded.signatures
         if "score_tokens" not in self._signatures:
             raise InputError(f"{path}: has no signature 'score_tokens'; it was not exported by kerasllm")
-        self.tokenizer = load_tokenizer(self.path / "assets.extra")
+        extra = self.path / "assets.extra"
+        self.tokenizer = load_tokenizer(extra)
+        self.context_length: int | None = read_json(extra / "config.json")["config"].get("max_sequence_length")
 
     def generate(
         self,
@@ -92,10 +96,11 @@ class ServedModel:
                 seed=np.int32(seed),
             )
         except tf.errors.InvalidArgumentError as error:
-            message = next(
-                (line for line in error.message.splitlines() if "context" in line), error.message.splitlines()[0]
-            )
-            raise InputError(f"{message.strip()}; shorten the prompt or lower max_new_tokens") from None
+            # The graph's own message is the first of those that an assertion carries.
+            found = re.search(r"assertion failed: \[([^\]]*)\]", error.message)
+            message = found[1] if found else error.message.splitlines()[0]
+            remedy = "; shorten the prompt or lower max_new_tokens" if "context" in message else ""
+            raise InputError(f"{message.strip()}{remedy}") from None
 
     def _call(self, signature: str, **inputs: Any) -> Any:
         import tensorflow as tf

@@ -18,6 +18,8 @@ class Runner(Protocol):
     """What `KerasModel`, `kerasllm.serving.ServedModel` and `kerasllm.edge.EdgeModel` have in common."""
 
     tokenizer: Any
+    context_length: int | None
+    """Most tokens that the model can see; None where there is no limit."""
 
     def generate(
         self,
@@ -45,6 +47,7 @@ class KerasModel:
 
     def __init__(self, model: "LanguageModel", tokenizer: "Tokenizer") -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.context_length = model.max_sequence_length
 
     def generate(self, prompts: str | Sequence[str], **options: Any) -> Any:
         """`kerasllm.generate`."""
