@@ -192,8 +192,12 @@ def _verify(folder: Path) -> None:
     path = folder / _MANIFEST
     manifest = read_json(path)
     files = manifest.get("files") if isinstance(manifest, dict) and manifest.get("format") == _FORMAT else None
-    if not isinstance(files, dict) or not {_CONFIG, WEIGHTS} <= files.keys():
+    if not isinstance(files, dict):
         raise InputError(f"{path}: is not a manifest of format {_FORMAT}; save the model anew")
+    tokenizer = [file.name for pattern in ("tokenizer*", "vocabulary*") for file in folder.glob(pattern)]
+    needed = {_CONFIG, WEIGHTS, "tokenizer.json", *tokenizer}
+    if lacking := sorted(needed - files.keys()):
+        raise InputError(f"{path}: says nothing of {lacking[0]}; save the model anew")
     for name, expected in files.items():
         file = folder / name
         if Path(name).name != name or not isinstance(expected, dict):
