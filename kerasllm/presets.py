@@ -5,8 +5,8 @@ from typing import Any
 from kerasllm.errors import InputError
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # The two models of `make quickstart`: small enough to train on two CPU cores in about two minutes each, in which they
-    # see so little text that dropout would only slow them.
+    # The two models of `make quickstart`: small enough to train on two CPU cores in about two minutes each, in which
+    # they see so little text that dropout would only slow them.
     "lstm_quickstart": {
         "class": "LSTMLanguageModel",
         "config": {
