@@ -28,7 +28,10 @@ from kerasllm.training.train import TrainingOptions, train
 MODELS = {"lstm": "lstm_quickstart", "transformer": "transformer_quickstart"}
 """Name of each model's folder, and its preset."""
 
-_LEARNING_RATES = {"lstm": 5e-3, "transformer": 3e-3}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "lstm": {"batch_size": 16, "sequence_length": 64, "learning_rate": 1e-2},
+    "transformer": {"batch_size": 8, "sequence_length": 128, "learning_rate": 6e-3},
+}
 _SAMPLE = {"max_new_tokens": 60, "temperature": 0.7, "top_p": 0.9, "seed": 1}
 
 
@@ -91,7 +94,7 @@ class Quickstart:
         model = make_model(MODELS[name], corpus.tokenizer.vocabulary_size)
         model.build()
         model.summary()
-        options = TrainingOptions(epochs=self.epochs, learning_rate=_LEARNING_RATES[name])
+        options = TrainingOptions(epochs=self.epochs, **_OPTIONS[name])
         folder = self.out / "training" / name
         history = train(model, corpus, folder, options, prompts=sample_prompts(corpus))
         kerasllm.save(model, corpus.tokenizer, folder / MODEL, overwrite=True)
