@@ -158,7 +158,7 @@ class LanguageModel(keras.Model):
         return cls(**values)
 
     @classmethod
-    def from_preset(cls, name: str, **kwargs: Any) -> Self:
+    def from_preset(cls, name: str, /, **kwargs: Any) -> Self:
         """A model with random weights in a named configuration.
 
         Args:
