@@ -13,13 +13,19 @@ BIN := $(VENV)/bin
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SHOW = awk '/^Collecting|^Installing collected/ { sub(/ from .*| \(from .*|:.*/, ""); print "  " $$0; fflush() }'
 
-.PHONY: help quickstart install dev test test-fast lint format types
+.PHONY: help quickstart saved-models install dev test test-fast lint format types
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 quickstart: $(VENV)/.installed  ## train two small language models, generate, export, verify
 	@$(BIN)/kerasllm quickstart
+
+saved-models: quickstart  ## quickstart, then publish its two models in saved_models/
+	@for name in lstm transformer; do \
+		rm -rf saved_models/quickstart-$$name; \
+		cp -r runs/quickstart/$$name saved_models/quickstart-$$name; \
+	done
 
 install: $(VENV)/.installed  ## the environment alone
 
