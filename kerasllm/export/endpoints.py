@@ -152,6 +152,8 @@ class TextEndpoints(tf.Module):
                 )
             )
         with tf.control_dependencies([check for check in checks if check is not None]):
+            # The model must not run before the checks: a position behind the context would fail with its own message.
+            prompts = tf.identity(prompts)
             uniforms = tf.random.stateless_uniform((tf.shape(prompts)[0], max_new_tokens), seed=tf.stack([seed, 0]))
         decoding = prefill(model, prompts, padding, max_new_tokens, tokenizer.eos_id)
         decoding = decode(model, decoding, uniforms, 0, max_new_tokens, sampling, tokenizer.eos_id)
