@@ -40,7 +40,16 @@ class ServedModel:
             raise InputError(f"{path}: has no signature 'score_tokens'; it was not exported by kerasllm")
         extra = self.path / "assets.extra"
         self.tokenizer = load_tokenizer(extra)
-        self.context_length: int | None = read_json(extra / "config.json")["config"].get("max_sequence_length")
+        content = read_json(extra / "config.json")
+        config = content.get("config") if isinstance(content, dict) else None
+        if not isinstance(config, dict) or "vocabulary_size" not in config:
+            raise InputError(f"{extra / 'config.json'}: is no model's description; export it anew")
+        if self.tokenizer.vocabulary_size != config["vocabulary_size"]:
+            raise InputError(
+                f"{path}: the model has {config['vocabulary_size']} tokens but its tokenizer "
+                f"{self.tokenizer.vocabulary_size}; export it anew"
+            )
+        self.context_length: int | None = config.get("max_sequence_length")
 
     def generate(
         self,
