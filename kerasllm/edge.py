@@ -70,8 +70,9 @@ class EdgeModel:
             The continuation without the prompt: a string for one prompt, a list for several.
 
         Raises:
-            InputError: A prompt does not fit the context.
+            InputError: A prompt does not fit the context, or an option is out of range.
         """
+        _check_options(max_new_tokens, temperature, top_k, top_p)
         rows = [prompts] if isinstance(prompts, str) else prompts
         texts = []
         for index, prompt in enumerate(rows):
@@ -141,11 +142,13 @@ class EdgeModel:
             InputError: The length does not fit the file's chunks or context.
         """
         length = tokens.shape[1]
-        chunks = [n for n in self._score_lengths if length % n == 0]
+        chunks = [n for n in self._score_lengths if length and length % n == 0]
         if not chunks or length > (self.context_length or length):
+            multiples = " or ".join(map(str, self._score_lengths)) or "no length"
+            limit = f" up to {self.context_length}" if self.context_length else ""
             raise InputError(
-                f"{self.path}: scores texts in multiples of {self._score_lengths} up to {self.context_length} tokens, "
-                f"not {length}; choose another --context"
+                f"{self.path}: scores texts in multiples of {multiples} tokens{limit}, not {length}; "
+                "choose another --context"
             )
         chunk, log_probs, top_1 = chunks[0], np.zeros(tokens.shape, "float32"), np.zeros(tokens.shape, "int32")
         for row in range(len(tokens)):
@@ -203,6 +206,18 @@ def sample(logits: np.ndarray, uniform: float, temperature: float = 0.0, top_k: 
     cumulative = probabilities.cumsum()
     choice = int((cumulative <= np.float32(uniform) * cumulative[-1]).sum())
     return int(tokens[min(choice, int((probabilities > 0).sum()) - 1)])
+
+
+def _check_options(max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
+    problems = {
+        f"max_new_tokens must be at least 1, received {max_new_tokens}": max_new_tokens < 1,
+        f"temperature must be 0 (greedy) or more, received {temperature}": not temperature >= 0,
+        f"top_k must be 0 (all) or more, received {top_k}": top_k < 0,
+        f"top_p must be more than 0 and at most 1, received {top_p}": not 0 < top_p <= 1,
+    }
+    for problem, present in problems.items():
+        if present:
+            raise InputError(problem)
 
 
 def _lengths(names: Any, prefix: str) -> list[int]:
