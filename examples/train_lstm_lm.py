@@ -1,0 +1,103 @@
+"""Train an LSTM language model on a Wikipedia dump, evaluate it, let it write, export it and load what was exported.
+
+    .venv/bin/python examples/train_lstm_lm.py --epochs 2 --out runs/lstm-example
+
+About three minutes on two CPU cores. The default corpus is the English Wikipedia excerpt that is installed with
+kerasllm; `--corpus` takes anything `kerasllm prepare` reads (a dump, a wikiextractor folder, JSON lines, text), or a
+folder that it has made. Everything goes to `--out`, and what an earlier run left there is replaced.
+"""
+
+import argparse
+from pathlib import Path
+
+import keras
+
+import kerasllm
+from kerasllm.data import default_corpus, load_corpus, prepare
+from kerasllm.edge import EdgeModel
+from kerasllm.evaluation import KerasModel, evaluate
+from kerasllm.models import LSTMLanguageModel
+from kerasllm.training import BestWeights, StopOnNaN, TensorBoard
+
+
+def main() -> None:
+    """From text to a model on a phone."""
+    args = parse_arguments()
+    out = Path(args.out)
+    keras.utils.set_random_seed(0)
+
+    # Text -> clean articles -> train, validation and test split by title -> tokens on the disk.
+    if (Path(args.corpus) / "manifest.json").exists():
+        corpus = load_corpus(args.corpus)
+    else:
+        source = default_corpus() if args.corpus == "default" else args.corpus
+        options = {"vocabulary_size": args.vocabulary_size, "validation": 0.05, "test": 0.1}
+        corpus = prepare(source, out / "corpus", **options, overwrite=True)
+    tokenizer = corpus.tokenizer
+
+    # tf.data of (inputs, targets), each int32 (batch, length): full windows, no padding.
+    windows = {"batch_size": args.batch_size, "sequence_length": args.sequence_length}
+    training = corpus.dataset("train", **windows, seed=0)
+    validation = corpus.dataset("validation", **windows)
+
+    config = kerasllm.LSTMConfig(
+        vocabulary_size=tokenizer.vocabulary_size,
+        embedding_dim=args.embedding_dim,
+        hidden_dim=args.hidden_dim,
+        num_layers=args.num_layers,
+        tie_embeddings=True,
+        dropout=0.1,
+    )
+    model = LSTMLanguageModel(config, dtype=args.precision)
+    model.build()
+    model.summary()
+
+    # Loss and metric default to cross-entropy and perplexity; any Keras optimizer will do.
+    model.compile(optimizer=keras.optimizers.AdamW(args.learning_rate, global_clipnorm=1.0))
+    prompt = "The history of"
+
+    def sample() -> dict[str, str]:
+        return {prompt: kerasllm.generate(model, tokenizer, prompt, max_new_tokens=48)}
+
+    # After Ctrl-C the `with` puts the best weights back into the model and says where they are.
+    with BestWeights(out / "best.safetensors") as best:
+        stop_early = keras.callbacks.EarlyStopping("val_loss", patience=1)
+        callbacks = [StopOnNaN(), best, stop_early, TensorBoard(out / "logs", sample=sample)]
+        model.fit(training, validation_data=validation, epochs=args.epochs, callbacks=callbacks)
+
+    # Every token of the test articles exactly once, each seen with at least `context - stride` tokens before it.
+    texts = [article.text for article in corpus.articles("test")]
+    scores, _ = evaluate(KerasModel(model, tokenizer), corpus.documents("test"), texts, lossless=tokenizer.lossless)
+    print(scores.summary())
+    print(prompt + kerasllm.generate(model, tokenizer, prompt, temperature=0.7, top_p=0.9, seed=1))
+
+    # Strings in and out for a server; a file without TensorFlow for a phone, its tokenizer beside it.
+    saved_model = kerasllm.export_saved_model(model, tokenizer, out / "1", overwrite=True)
+    tflite = kerasllm.export_tflite(model, out / "model.tflite", tokenizer, overwrite=True)
+
+    # Both again, as somebody else would: the Keras model out of the SavedModel, the file without TensorFlow.
+    again = kerasllm.generate(*kerasllm.load(saved_model), prompt, max_new_tokens=16)
+    print("SavedModel:", repr(again))
+    print("TFLite:    ", repr(EdgeModel(tflite).generate(prompt, max_new_tokens=16)))
+    print(f"Written to {out}; curves: tensorboard --logdir {out / 'logs'}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """What can be chosen."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpus", default="default", help="a dump, a folder, JSON lines, text or a prepared corpus")
+    parser.add_argument("--vocabulary-size", type=int, default=2048)
+    parser.add_argument("--embedding-dim", type=int, default=192)
+    parser.add_argument("--hidden-dim", type=int, default=320, help="width of the LSTM layers but the last")
+    parser.add_argument("--num-layers", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=16, help="windows in a step")
+    parser.add_argument("--sequence-length", type=int, default=128, help="tokens in a window")
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--precision", default="float32", choices=["float32", "mixed_bfloat16", "mixed_float16"])
+    parser.add_argument("--out", default="runs/lstm-example")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
