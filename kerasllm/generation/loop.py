@@ -163,7 +163,7 @@ class _Continuations:
         tokens, padding = left_pad(rows, tokenizer.eos_id, model.max_sequence_length)
         streams = [np.random.default_rng([seed, row]).random(max_new_tokens, "float32") for row in range(len(rows))]
         self.uniforms = np.zeros((len(rows), capacity), "float32")
-        self.uniforms[:, :max_new_tokens] = streams
+        self.uniforms[:, :max_new_tokens] = np.reshape(streams, (len(rows), max_new_tokens))
         self.sampling = Sampling(
             np.float32(sampling.temperature),
             np.int32(sampling.top_k),
