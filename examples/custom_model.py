@@ -2,8 +2,8 @@
 
     .venv/bin/python examples/custom_model.py
 
-Two small tasks that half a minute of training each shows to work: a Sequential classifier (does the mark stand before the
-digit that it announces?) and a Functional encoder-decoder that learns to write digits backwards.
+Two small tasks, each learnt in half a minute on two CPU cores: a Sequential classifier (does a 7 stand just before a 3
+among sixteen digits?) and a Functional encoder-decoder that learns to write digits backwards.
 """
 
 import argparse

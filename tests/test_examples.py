@@ -1,0 +1,103 @@
+"""The examples run as a reader runs them: each in a process of its own, on a tiny corpus where they train a model."""
+
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+WORDS = "the a history of music science city river king war people language number theory year world large"
+    "the a history of music science city river king war people language number theory year world small large".split()
+)
+TRAINING = "--vocabulary-size 300 --epochs 1 --batch-size 4 --sequence-length 32 --out run"
+
+
+def run(name, *arguments, cwd, code=0):
+    """Output of an example, standard output and standard error, after it has ended with an exit code."""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, str(EXAMPLES / name), *arguments]
+    child = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=600)
+    assert child.returncode == code, child.stderr[-3000:]
+    return child.stdout, child.stderr
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    """A file of articles that need no minute to learn from."""
+    chooser = random.Random(0)
+    articles = ({"title": f"{i}", "text": " ".join(chooser.choices(WORDS.split(), k=60))} for i in range(30))
+    path = tmp_path / "articles.jsonl"
+    path.write_text("\n".join(map(json.dumps, articles)))
+    return path
+
+
+def test_every_example_says_how_it_is_run_and_is_tested():
+    tested = Path(__file__).read_text(encoding="utf-8")
+    for path in EXAMPLES.glob("*.py"):
+        docstring = path.read_text(encoding="utf-8").split('"""')[1]
+        assert f"python examples/{path.name}" in docstring
+        assert f'"{path.name}"' in tested
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("train_lstm_lm.py", "--embedding-dim 12 --hidden-dim 16 --num-layers 2 --precision mixed_bfloat16"),
+        ("train_transformer_lm.py", "--num-layers 2 --num-heads 4 --num-key-value-heads 2 --hidden-dim 16"),
+    ],
+)
+def test_training_a_language_model(name, size, corpus, tmp_path):
+    output, _ = run(name, "--corpus", str(corpus), *TRAINING.split(), *size.split(), cwd=tmp_path)
+    bits = float(re.search(r"bits per byte +([\d.]+)", output)[1])
+    assert 1 < bits < 5
+    assert re.search(r"context 256, stride 128$", output, re.MULTILINE)
+    out = tmp_path / "run"
+    for artefact in ("1/saved_model.pb", "1/assets.extra/config.json", "model.tflite", "tokenizer.json"):
+        assert (out / artefact).is_file(), artefact
+    assert (out / "model.tflite").read_bytes()[4:8] == b"TFL3"
+    assert list((out / "logs").glob("*/events.out.tfevents.*"))
+    weights = safetensors.numpy.load_file(out / "best.safetensors")
+    assert all(np.isfinite(weight).all() for weight in weights.values())
+    saved_model, tflite = (re.search(rf"^{kind}: +(.+)$", output, re.MULTILINE)[1] for kind in ("SavedModel", "TFLite"))
+    assert saved_model == tflite or "bfloat16" in size
+
+
+def accuracies(output):
+    return [
+        float(value) for value in re.findall(r"^(?:classifier|reverser): .*accuracy ([\d.]+)", output, re.MULTILINE)
+    ]
+
+
+def test_custom_model_runs(tmp_path):
+    output, _ = run("custom_model.py", "--steps", "3", cwd=tmp_path)
+    assert len(accuracies(output)) == 2
+    assert "TransformerBlock" in output and "LSTMStack" in output
+
+
+@pytest.mark.slow
+def test_custom_models_learn(tmp_path):
+    output, _ = run("custom_model.py", cwd=tmp_path)
+    assert min(accuracies(output)) > 0.9, output[-300:]
+
+
+def test_gpu_smoke_says_that_there_is_no_gpu(tmp_path):
+    output, errors = run("gpu_smoke.py", cwd=tmp_path, code=2)
+    assert output == ""
+    assert errors.splitlines()[-1] == "gpu_smoke: TensorFlow sees no GPU here; nothing was tested"
+    assert "NOT RUN IN CI" in (EXAMPLES / "gpu_smoke.py").read_text(encoding="utf-8").split('"""')[1].splitlines()[0]
+
+
+@pytest.mark.gpu
+def test_gpu_smoke_passes_on_a_gpu(tmp_path):
+    command = [sys.executable, str(EXAMPLES / "gpu_smoke.py")]
+    child = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=900)
+    assert child.returncode == 0, child.stderr[-3000:]
+    assert child.stdout.splitlines()[-1] == "GPU smoke test passed"
