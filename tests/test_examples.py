@@ -14,8 +14,6 @@ import safetensors.numpy
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WORDS = "the a history of music science city river king war people language number theory year world large"
-    "the a history of music science city river king war people language number theory year world small large".split()
-)
 TRAINING = "--vocabulary-size 300 --epochs 1 --batch-size 4 --sequence-length 32 --out run"
 
 
