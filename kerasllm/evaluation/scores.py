@@ -10,6 +10,7 @@ import numpy as np
 
 from kerasllm.errors import InputError
 from kerasllm.evaluation.windows import Window, windows
+from kerasllm.text.tokenizer import valid_unicode
 from kerasllm.text.words import count_words
 
 CONTEXT = 256
@@ -108,7 +109,8 @@ def evaluate(
         The figures, and the most likely token at every predicted place: int32 `(tokens,)`, to compare two scorers.
 
     Raises:
-        InputError: There is no document, a score is not a number, or the stride does not fit.
+        InputError: There is nothing to score, a score is not a number, the stride does not fit, or the texts are not as
+            many as the documents.
     """
     if not 1 <= stride <= context:
         raise InputError(f"stride {stride} must be at least 1 and at most the context, {context}")
@@ -129,14 +131,17 @@ def evaluate(
             nll -= float(log_probs[row, part].sum(dtype="float64"))
             top_1.append(best[row, part])
     predicted = np.concatenate(top_1)
-    if not count:
-        raise InputError("there is no document to evaluate; choose another split or corpus")
+    if not len(predicted):
+        raise InputError("there is no document with a token to evaluate; choose another split or corpus")
     if not math.isfinite(nll):
         raise InputError("the model's scores are not numbers; its weights are damaged or its training diverged")
-    words = size = 0
+    words = size = texts_read = 0
     for text in texts:
         words += count_words(text)
-        size += len(text.encode())
+        size += len(valid_unicode(text).encode())
+        texts_read += 1
+    if texts_read != count:
+        raise InputError(f"{count} documents but {texts_read} texts; give the text of each document")
     return Evaluation(nll, len(predicted), words, size, count, context, stride, lossless), predicted
 
 
