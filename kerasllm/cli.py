@@ -123,7 +123,13 @@ def train(corpus: str, model_name: str, out: str, precision: str, overwrite: boo
 @cli.command()
 @click.argument("model")
 @click.argument("corpus")
-@click.option("--split", default="test", show_default=True, type=click.Choice(["train", "validation", "test"]))
+@click.option(
+    "--split",
+    default="test",
+    show_default=True,
+    type=click.Choice(["train", "validation", "test"]),
+    help="Which articles.",
+)
 @click.option(
     "--context", type=_COUNT, help="Tokens in a window; 256 by default, or the model's context if that is less."
 )
@@ -177,7 +183,13 @@ def generate(model: str, prompt: str, **options: Any) -> None:
 
 @cli.command()
 @click.argument("model")
-@click.option("--format", "kind", required=True, type=click.Choice(["saved-model", "tflite"]))
+@click.option(
+    "--format",
+    "kind",
+    required=True,
+    type=click.Choice(["saved-model", "tflite"]),
+    help="For a server: strings in and out. For a phone: one file, the tokenizer beside it.",
+)
 @click.option("--out", required=True, help="Folder of the SavedModel (such as my-model/1), or the .tflite file.")
 @click.option("--quantization", type=click.Choice(["float16", "int8"]), help="Of a TFLite file; float32 by default.")
 @click.option("--context-length", type=_COUNT, help="KV cache of a TFLite file in tokens; the model's own by default.")
