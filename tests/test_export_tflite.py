@@ -255,6 +255,7 @@ def test_a_file_that_is_too_small_or_broken_is_refused_and_not_left(tmp_path, mo
         ({"prefill_lengths": (0,)}, "at least"),
         ({"score_lengths": (-1,)}, "at least"),
         ({"context_length": -5}, "context_length"),
+        ({"context_length": 0}, "context_length"),
         ({"prefill_lengths": (), "score_lengths": (), "context_length": 0}, "context_length"),
     ],
 )
@@ -263,6 +264,19 @@ def test_lengths_and_quantizations_that_do_not_fit_are_refused(tmp_path, options
         export_tflite(pair("grouped")[0], tmp_path / "m.tflite", **options)
     assert message in one_line(caught)
     assert leftovers(tmp_path) == []
+
+
+def test_chunks_are_by_default_those_that_fit_the_context(tmp_path):
+    config = {"vocabulary_size": 258, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 8}
+    model = TransformerLanguageModel({**config, "max_sequence_length": 40})
+    path = export_tflite(randomized(model), tmp_path / "m.tflite", ByteTokenizer(), context_length=24)
+    assert set(Interpreter(str(path)).get_signature_list()) == {"decode", "prefill_8", "score_24"}
+
+
+def test_a_model_without_a_context_takes_chunks_of_any_length(tmp_path):
+    lengths = {"prefill_lengths": (200,), "score_lengths": ()}
+    path = export_tflite(randomized(LSTMLanguageModel(TINY)), tmp_path / "m.tflite", **lengths)
+    assert set(Interpreter(str(path)).get_signature_list()) == {"decode", "prefill_200"}
 
 
 def test_a_bidirectional_model_is_refused(tmp_path):

@@ -21,6 +21,7 @@ from kerasllm.text import Tokenizer, load_tokenizer
 
 QUANTIZATIONS = (None, "float16", "int8")
 
+_PREFILL_LENGTHS, _SCORE_LENGTH = (8, 64), 128
 _BYTES_PER_WEIGHT = {None: 4, "float16": 2, "int8": 1}
 # How far the logits of the finished file may be from Keras': rounding, and what the quantization is known to cost.
 _TOLERANCE = {None: 1e-4, "float16": 0.1, "int8": 2.0}
@@ -33,8 +34,8 @@ def export_tflite(
     *,
     quantization: str | None = None,
     context_length: int | None = None,
-    prefill_lengths: Sequence[int] = (8, 64),
-    score_lengths: Sequence[int] = (128,),
+    prefill_lengths: Sequence[int] | None = None,
+    score_lengths: Sequence[int] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a model as a TFLite file of builtin operations, and its tokenizer beside it.
@@ -50,8 +51,9 @@ def export_tflite(
         tokenizer: Its tokenizer, written beside the file where given.
         quantization: `None` (float32), `"float16"` (weights) or `"int8"` (weights, dynamic range).
         context_length: Slots of a Transformer's KV caches, in tokens; the model's own context by default.
-        prefill_lengths: Chunks in which a prompt can be read; the rest goes through `decode` one by one.
-        score_lengths: Chunks in which a text can be scored.
+        prefill_lengths: Chunks in which a prompt can be read; the rest goes through `decode` one by one. 8 and 64 by
+            default, as far as they fit the context.
+        score_lengths: Chunks in which a text can be scored; 128, or the context if that is less, by default.
         overwrite: Replace what is there.
 
     Returns:
@@ -69,10 +71,10 @@ def export_tflite(
     check_pair(model, tokenizer)
     if tokenizer is not None and not overwrite:
         _check_place(tokenizer, path.parent)
-    context_length = _context_length(model, context_length, [*prefill_lengths, *score_lengths])
+    context_length, prefill, score = _lengths(model, context_length, prefill_lengths, score_lengths)
     model = _as_float32(model)
     with without_cudnn(model), _fused_lookup(model):
-        functions = edge_functions(model, context_length, tuple(prefill_lengths), tuple(score_lengths))
+        functions = edge_functions(model, context_length, prefill, score)
         content = _convert(model, functions, quantization)
     _check(content, model, context_length, quantization)
     with atomic_file(path) as file:
@@ -88,16 +90,24 @@ def _check_place(tokenizer: Tokenizer, folder: Path) -> None:
         raise InputError(f"{folder}: holds another model's tokenizer; choose another folder, or pass overwrite")
 
 
-def _context_length(model: LanguageModel, asked: int | None, chunks: list[int]) -> int:
-    limit, longest = model.max_sequence_length, max(chunks, default=1)
+def _lengths(
+    model: LanguageModel, asked: int | None, prefill: Sequence[int] | None, score: Sequence[int] | None
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Context length and chunk lengths, asked for or by default, which must fit each other."""
+    limit = model.max_sequence_length
+    if asked is not None and asked < 1:
+        raise InputError(f"context_length must be at least 1, received {asked}")
+    if asked is not None and limit is not None and asked > limit:
+        raise InputError(f"context_length {asked} is more than the model's {limit}; lower it")
+    default = asked or limit or max([_SCORE_LENGTH, *(prefill or ()), *(score or ())])
+    prefill = tuple(length for length in _PREFILL_LENGTHS if length <= default) if prefill is None else tuple(prefill)
+    score = (min(_SCORE_LENGTH, default),) if score is None else tuple(score)
+    chunks = prefill + score
     if min(chunks, default=1) < 1:
         raise InputError(f"prefill and score lengths must be at least 1, received {min(chunks)}")
-    length = (limit or longest) if asked is None else asked
-    if limit is not None and length > limit:
-        raise InputError(f"context_length {length} is more than the model's {limit}; lower it")
-    if length < longest:
-        raise InputError(f"context_length {length} is less than a chunk of {longest}; lower the chunk lengths")
-    return length
+    if max(chunks, default=1) > default:
+        raise InputError(f"context_length {default} is less than a chunk of {max(chunks)}; lower the chunk lengths")
+    return default, prefill, score
 
 
 def _as_float32(model: LanguageModel) -> LanguageModel:
