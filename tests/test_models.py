@@ -127,7 +127,8 @@ def test_mixed_precision_keeps_logits_in_float32_and_near(config):
     reference = make(config)
     text = tokens(2, 9)
     logits = model(text)
-    assert logits.dtype == "float32"
+    assert logits.dtype == model.project(model.encode(text)).dtype == "float32"
+    assert model.encode(text).dtype == "bfloat16"
     scale = float(ops.std(reference(text)))
     assert float(ops.std(logits - reference(text))) < 0.06 * scale
     assert {v.dtype for v in model.trainable_variables} == {"float32"}
@@ -213,6 +214,20 @@ def test_dropout_is_on_in_training_only(config):
     close(model(text, training=False), model(text), 0)
     quiet = make(dataclasses.replace(config, dropout=0.0))
     close(quiet(text, training=True), model(text), 1e-6)
+
+
+@of({name: ALL[name] for name in ("multi_query", "lstm_stack")})
+def test_every_dropout_has_the_configs_rate_and_drops(config):
+    model, text = make(config), tokens(2, 8)
+    kinds = keras.layers.Dropout, keras.layers.SpatialDropout1D
+    dropouts = [layer for layer in model._flatten_layers() if isinstance(layer, kinds)]
+    # After the embedding, and in each block on weights and on sublayers; an LSTM stack has one for all layers.
+    assert len(dropouts) == (1 + 2 * config.num_layers if isinstance(config, TransformerConfig) else 2)
+    assert {layer.rate for layer in dropouts} == {config.dropout}
+    for only in dropouts:
+        for layer in dropouts:
+            layer.rate = config.dropout if layer is only else 0.0
+        assert not np.allclose(model(text, training=True), model(text)), only.path
 
 
 def test_calls_that_cannot_work_are_refused():
