@@ -62,7 +62,7 @@ def test_ties_go_to_the_lower_token_everywhere():
     logits[:, 3:5] = 1
     uniforms = np.array([0, 0.25, 0.5, 0.75], "float32")
     assert np.array(greedy(logits)).tolist() == [3] * 4
-    for setting in ((0.0, 0, 1.0), (1.0, 1, 1.0), (1.0, 2, 1.0), (1.0, 3, 1.0), (1.0, 0, 0.2)):
+    for setting in ((0.0, 0, 1.0), (1.0, 1, 1.0), (1.0, 2, 1.0), (1.0, 3, 1.0), (1.0, 0, 0.2), (1.0, 2, 0.5)):
         drawn = np.array(sample(logits, uniforms, *setting)).tolist()
         assert drawn == [edge.sample(logits[0], u, *setting) for u in uniforms.tolist()]
         assert drawn == [reference_sample(logits[0].tolist(), u, *setting) for u in uniforms.tolist()]
