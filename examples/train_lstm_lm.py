@@ -13,7 +13,7 @@ from pathlib import Path
 import keras
 
 import kerasllm
-from kerasllm.data import default_corpus, load_corpus, prepare
+from kerasllm.data import Corpus, default_corpus, load_corpus, prepare
 from kerasllm.edge import EdgeModel
 from kerasllm.evaluation import KerasModel, evaluate
 from kerasllm.models import LSTMLanguageModel
@@ -26,13 +26,7 @@ def main() -> None:
     out = Path(args.out)
     keras.utils.set_random_seed(0)
 
-    # Text -> clean articles -> train, validation and test split by title -> tokens on the disk.
-    if (Path(args.corpus) / "manifest.json").exists():
-        corpus = load_corpus(args.corpus)
-    else:
-        source = default_corpus() if args.corpus == "default" else args.corpus
-        options = {"vocabulary_size": args.vocabulary_size, "validation": 0.05, "test": 0.1}
-        corpus = prepare(source, out / "corpus", **options, overwrite=True)
+    corpus = open_corpus(args.corpus, out / "corpus", args.vocabulary_size)
     tokenizer = corpus.tokenizer
 
     # tf.data of (inputs, targets), each int32 (batch, length): full windows, no padding.
@@ -80,6 +74,14 @@ def main() -> None:
     print("SavedModel:", repr(again))
     print("TFLite:    ", repr(EdgeModel(tflite).generate(prompt, max_new_tokens=16)))
     print(f"Written to {out}; curves: tensorboard --logdir {out / 'logs'}")
+
+
+def open_corpus(source: str, out: Path, vocabulary_size: int) -> Corpus:
+    """Text -> clean articles -> train, validation and test split by title -> tokens on the disk."""
+    if (Path(source) / "manifest.json").exists():
+        return load_corpus(source)
+    options = {"vocabulary_size": vocabulary_size, "validation": 0.05, "test": 0.1, "overwrite": True}
+    return prepare(default_corpus() if source == "default" else source, out, **options)
 
 
 def parse_arguments() -> argparse.Namespace:
