@@ -73,14 +73,7 @@ def train(
         InputError: The corpus does not fit the model or is too short, or the loss is not a number.
     """
     options = options or TrainingOptions()
-    if corpus.tokenizer.vocabulary_size != model.config.vocabulary_size:
-        raise InputError(
-            f"the corpus has {corpus.tokenizer.vocabulary_size} tokens but the model {model.config.vocabulary_size}; "
-            "set the model's vocabulary_size"
-        )
-    limit = model.max_sequence_length
-    if limit is not None and options.sequence_length > limit:
-        raise InputError(f"sequence_length {options.sequence_length} is more than the model's {limit}; lower it")
+    _check(model, corpus, options)
     folder = Path(folder)
     shape = {"batch_size": options.batch_size, "sequence_length": options.sequence_length}
     training = corpus.dataset("train", **shape, seed=options.seed, repeat=True)
@@ -113,6 +106,17 @@ def train(
         ).history
     seen = range(1, len(history["loss"]) + 1)
     return {**history, "tokens": [float(n * steps_per_evaluation * tokens_per_step) for n in seen]}
+
+
+def _check(model: LanguageModel, corpus: Corpus, options: TrainingOptions) -> None:
+    if corpus.tokenizer.vocabulary_size != model.config.vocabulary_size:
+        raise InputError(
+            f"the corpus has {corpus.tokenizer.vocabulary_size} tokens but the model {model.config.vocabulary_size}; "
+            "set the model's vocabulary_size"
+        )
+    limit = model.max_sequence_length
+    if limit is not None and options.sequence_length > limit:
+        raise InputError(f"sequence_length {options.sequence_length} is more than the model's {limit}; lower it")
 
 
 def optimizer(options: TrainingOptions, steps: int) -> keras.optimizers.Optimizer:
