@@ -3,6 +3,7 @@
 Each special case has a plain `keras.ops` twin, and a test that both agree.
 """
 
+import functools
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -80,7 +81,8 @@ def _compile(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     if name == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(lambda *tensors: function(model, *tensors), reduce_retracing=True)
+        # A partial and no lambda: TensorFlow takes all functions of one code for one, and would warn of its retracing.
+        return tf.function(functools.partial(function, model), reduce_retracing=True)
     if name == "jax":
         import jax
 
