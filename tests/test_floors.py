@@ -127,7 +127,7 @@ def test_the_checker_can_fail():
     assert bad("layers/attention.py", "from kerasllm.models import LanguageModel") == 1
     assert bad("layers/attention.py", "def f():\n    from kerasllm import text") == 1
     assert bad("layers/attention.py", "from ..models.base import LanguageModel") == 1
-    assert bad("layers/attention.py", "from .masks import attention_bias\nfrom kerasllm.errors import InputError") == 0
+    assert bad("layers/attention.py", "from .masks import attention_mask\nfrom kerasllm.errors import InputError") == 0
     assert bad("config.py", "import importlib\nimportlib.import_module('kerasllm.folder')") == 1
     assert bad("config.py", "import keras") == 1
     assert bad("models/lstm.py", "import keras") == 0

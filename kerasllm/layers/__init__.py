@@ -2,7 +2,7 @@
 
 from kerasllm.layers.attention import MultiHeadAttention, token_positions
 from kerasllm.layers.feedforward import FeedForward
-from kerasllm.layers.masks import attention_bias
+from kerasllm.layers.masks import attention_mask
 from kerasllm.layers.positions import LearnedPositionEmbedding, RotaryEmbedding, SinePositionEncoding
 from kerasllm.layers.recurrent import LSTMStack
 from kerasllm.layers.transformer import TransformerBlock, make_norm
@@ -15,7 +15,7 @@ __all__ = [
     "RotaryEmbedding",
     "SinePositionEncoding",
     "TransformerBlock",
-    "attention_bias",
+    "attention_mask",
     "make_norm",
     "token_positions",
 ]

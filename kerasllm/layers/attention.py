@@ -6,8 +6,11 @@ import keras
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.layers.masks import attention_bias
+from kerasllm.layers.masks import attention_mask
 from kerasllm.layers.positions import RotaryEmbedding
+
+# Far below every score yet finite, so that a row that sees nothing (padding) averages instead of making NaN.
+_HIDDEN = -1e9
 
 
 @keras.saving.register_keras_serializable(package="kerasllm")
@@ -125,7 +128,7 @@ class MultiHeadAttention(keras.layers.Layer):
         if cache is not None:
             cache = tuple(backend.write_cache(old, new, position) for old, new in zip(cache, (key, value), strict=True))
             key, value = cache
-        bias = attention_bias(
+        visible = attention_mask(
             ops.shape(query)[2],
             ops.shape(key)[2],
             causal=self.causal,
@@ -133,7 +136,7 @@ class MultiHeadAttention(keras.layers.Layer):
             left_padding=left_padding,
             key_mask=key_mask,
         )
-        heads, weights = self._attend(query, key, value, bias, training)
+        heads, weights = self._attend(query, key, value, visible, training)
         outputs = [self.output_projection(self._join_heads(heads))]
         if return_attention_scores:
             outputs.append(weights)
@@ -141,7 +144,7 @@ class MultiHeadAttention(keras.layers.Layer):
             outputs.append(cache)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _attend(self, query: Any, key: Any, value: Any, bias: Any, training: bool | None) -> tuple[Any, Any]:
+    def _attend(self, query: Any, key: Any, value: Any, visible: Any, training: bool | None) -> tuple[Any, Any]:
         """Attention of each head; query heads that share a key-value head are folded into its rows."""
         batch, length = ops.shape(query)[0], ops.shape(query)[2]
         key_length = ops.shape(key)[2]
@@ -152,7 +155,11 @@ class MultiHeadAttention(keras.layers.Layer):
         scores = ops.cast(backend.matmul_transposed(query, key), "float32")
         if group > 1:
             scores = ops.reshape(scores, (batch, self.num_heads, length, key_length))
-        weights = ops.softmax(scores if bias is None else scores + bias)
+        if visible is not None:
+            # Chosen and not added: TensorFlow on a CPU fuses matmul, scaling and an addition into one operation that is
+            # several hundred times slower than the three.
+            scores = ops.where(visible, scores, _HIDDEN)
+        weights = ops.softmax(scores)
         dropped = ops.cast(self.attention_dropout(weights, training=training), self.compute_dtype)
         if group > 1:
             dropped = ops.reshape(dropped, (batch, self.num_key_value_heads, group * length, key_length))

@@ -1,18 +1,11 @@
-"""Who may see whom: attention masks as an additive bias.
-
-A bias (0 where visible, a large negative number where not) instead of a boolean mask: adding is one operation that
-every runtime, LiteRT's fast kernels included, does well.
-"""
+"""Who may see whom: attention masks."""
 
 from typing import Any
 
 from keras import ops
 
-# Far below every score yet finite, so that a row that sees nothing (padding) averages instead of making NaN.
-_HIDDEN = -1e9
 
-
-def attention_bias(
+def attention_mask(
     query_length: Any,
     key_length: Any,
     *,
@@ -21,7 +14,7 @@ def attention_bias(
     left_padding: Any = None,
     key_mask: Any = None,
 ) -> Any:
-    """Bias to add to attention scores.
+    """Which key each query may see.
 
     Query `i` stands in slot `position + i`, key `j` in slot `j`. A causal query sees keys in its own slot and before;
     `left_padding` hides the first slots of a row, `key_mask` any others.
@@ -35,7 +28,7 @@ def attention_bias(
         key_mask: Optional `(batch, key_length)` boolean, true where a key is real.
 
     Returns:
-        float32, broadcastable to `(batch, heads, query_length, key_length)`, or `None` when all see all.
+        Boolean, broadcastable to `(batch, heads, query_length, key_length)`, or `None` when all see all.
     """
     visible = None
     keys = ops.arange(key_length, dtype="int32")
@@ -46,7 +39,7 @@ def attention_bias(
         visible = _both(visible, (keys[None, :] >= left_padding[:, None])[:, None, None])
     if key_mask is not None:
         visible = _both(visible, ops.cast(key_mask, "bool")[:, None, None])
-    return None if visible is None else (1.0 - ops.cast(visible, "float32")) * _HIDDEN
+    return visible
 
 
 def _both(first: Any, second: Any) -> Any:
