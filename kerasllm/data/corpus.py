@@ -164,6 +164,22 @@ def prepare(
         InputError: The source cannot be read, `out` exists, a split would be empty, or the training split allows no
             such vocabulary.
     """
+    _check_arguments(source, tokenizer, validation, test, workers)
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        how, inputs, wanted = _plan(source, validation, test, seed)
+        counts = {split: _no_counts() for split in SPLITS}
+        sources = {key: _copy_source(one, folder, choose, counts, workers, progress) for key, one, choose in inputs}
+        _check_splits(counts, wanted)
+        if not isinstance(tokenizer, Tokenizer):
+            texts = (entry["text"] for entry in _read_articles(folder / "train.jsonl"))
+            tokenizer = _TRAINERS[tokenizer](_bar(texts, progress, "train tokenizer", " articles"), vocabulary_size)
+        _encode_splits(folder, tokenizer, counts, workers, progress)
+        manifest = {"format": _FORMAT, "split": how, "sources": sources, "tokenizer": _describe(tokenizer)}
+        write_json(folder / _MANIFEST, {**manifest, "splits": counts, "files": _checksums(folder)})
+    return load_corpus(out)
+
+
+def _check_arguments(source: Any, tokenizer: Any, validation: float, test: float, workers: int | None) -> None:
     if not isinstance(tokenizer, Tokenizer) and tokenizer not in _TRAINERS:
         raise InputError(f"tokenizer: {tokenizer!r} is none of {', '.join(_TRAINERS)}")
     if min(validation, test) < 0 or validation + test >= 1:
@@ -172,28 +188,21 @@ def prepare(
         raise InputError(f"workers: {workers} is too few; give 1 or more, or None for all cores")
     if isinstance(source, Mapping) and ("train" not in source or not set(source) <= set(SPLITS)):
         raise InputError(f"source: needs 'train', and may have others of {', '.join(SPLITS)}; got {list(source)}")
-    with atomic_folder(out, overwrite=overwrite) as folder:
-        manifest: dict[str, Any] = {"format": _FORMAT}
-        if isinstance(source, Mapping):
-            manifest["split"] = {"by": "source"}
-            wanted = set(source)
-            inputs = [(split, source[split], _always(split)) for split in SPLITS if split in wanted]
-        else:
-            manifest["split"] = {"by": "hash of the title", "validation": validation, "test": test, "seed": seed}
-            wanted = {"train", *(["validation"] if validation else []), *(["test"] if test else [])}
-            inputs = [("all", source, lambda title: _split_of(title, validation, test, seed))]
-        counts = {split: _no_counts() for split in SPLITS}
-        manifest["sources"] = {
-            key: _copy_source(one, folder, choose, counts, workers, progress) for key, one, choose in inputs
-        }
-        _check_splits(counts, wanted)
-        if not isinstance(tokenizer, Tokenizer):
-            texts = (entry["text"] for entry in _read_articles(folder / "train.jsonl"))
-            tokenizer = _TRAINERS[tokenizer](_bar(texts, progress, "train tokenizer", " articles"), vocabulary_size)
-        _encode_splits(folder, tokenizer, counts, workers, progress)
-        manifest |= {"tokenizer": _describe(tokenizer), "splits": counts, "files": _checksums(folder)}
-        write_json(folder / _MANIFEST, manifest)
-    return load_corpus(out)
+
+
+_Input = tuple[str, Any, Callable[[str], str]]
+"""A source's key in the manifest, the source, and a function of the title that gives the split."""
+
+
+def _plan(
+    source: Source | Mapping[str, Source], validation: float, test: float, seed: int
+) -> tuple[dict[str, Any], list[_Input], set[str]]:
+    """How the split is made (for the manifest), what to read, and the splits that must not be empty."""
+    if isinstance(source, Mapping):
+        return {"by": "source"}, [(s, source[s], _always(s)) for s in SPLITS if s in source], set(source)
+    wanted = {"train", *(["validation"] if validation else []), *(["test"] if test else [])}
+    how = {"by": "hash of the title", "validation": validation, "test": test, "seed": seed}
+    return how, [("all", source, lambda title: _split_of(title, validation, test, seed))], wanted
 
 
 def load_corpus(folder: str | os.PathLike[str], *, verify: bool = False) -> Corpus:

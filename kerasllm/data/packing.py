@@ -54,40 +54,17 @@ def packed_dataset(
     Raises:
         InputError: There are too few tokens, or the arguments contradict each other.
     """
-    import tensorflow as tf
-
-    if batch_size < 1 or sequence_length < 1 or start < 0:
-        raise InputError(f"batch_size {batch_size}, sequence_length {sequence_length}, start {start}: too small")
-    if start and not repeat:
-        raise InputError("start: batches can be skipped only with repeat=True")
-    if columns:
-        if seed is not None:
-            raise InputError("seed: columns follow the text and cannot be shuffled; pass seed=None")
-        batches, epoch_of = _columns(tokens, batch_size, sequence_length)
-    else:
-        batches, epoch_of = _windows(tokens, batch_size, sequence_length, seed)
+    _check(batch_size, sequence_length, seed, repeat, start, columns)
+    kind = _columns(tokens, batch_size, sequence_length) if columns else None
+    batches, epoch_of = kind or _windows(tokens, batch_size, sequence_length, seed)
+    full = columns or seed is not None
     if batches < 1:
-        rows = batch_size if columns or seed is not None else 1
-        need = rows * sequence_length + 1
+        rows = batch_size if full else 1
         raise InputError(
-            f"{name}: {len(tokens)} tokens do not fill {rows} windows of {sequence_length} (that takes {need}); "
-            "choose a smaller batch_size or sequence_length, or more text"
+            f"{name}: {len(tokens)} tokens do not fill {rows} windows of {sequence_length} (that takes "
+            f"{rows * sequence_length + 1}); choose a smaller batch_size or sequence_length, or more text"
         )
-    epochs = itertools.count()
-
-    def finite() -> Iterator[Batch]:
-        yield from epoch_of(next(epochs), 0)
-
-    def infinite() -> Iterator[Batch]:
-        first, skip = divmod(start, batches)
-        for epoch in itertools.count(first):
-            yield from epoch_of(epoch, skip)
-            skip = 0
-
-    shape = tf.TensorSpec((batch_size if columns or seed is not None else None, sequence_length), tf.int32)
-    dataset = tf.data.Dataset.from_generator(infinite if repeat else finite, output_signature=(shape, shape))
-    cardinality = tf.data.INFINITE_CARDINALITY if repeat else batches
-    return dataset.apply(tf.data.experimental.assert_cardinality(cardinality)).prefetch(tf.data.AUTOTUNE)
+    return _as_dataset(batches, epoch_of, (batch_size if full else None, sequence_length), repeat, start)
 
 
 def dataset_from_texts(
@@ -131,6 +108,42 @@ def dataset_from_texts(
 
 # Both kinds return the number of batches in an epoch and a function (epoch, batches to skip) -> its batches.
 _Kind = tuple[int, Callable[[int, int], Iterator[Batch]]]
+
+
+def _check(batch_size: int, sequence_length: int, seed: int | None, repeat: bool, start: int, columns: bool) -> None:
+    if batch_size < 1 or sequence_length < 1 or start < 0:
+        raise InputError(f"batch_size {batch_size}, sequence_length {sequence_length}, start {start}: too small")
+    if start and not repeat:
+        raise InputError("start: batches can be skipped only with repeat=True")
+    if columns and seed is not None:
+        raise InputError("seed: columns follow the text and cannot be shuffled; pass seed=None")
+
+
+def _as_dataset(
+    batches: int,
+    epoch_of: Callable[[int, int], Iterator[Batch]],
+    shape: tuple[int | None, int],
+    repeat: bool,
+    start: int,
+) -> "tf.data.Dataset":
+    """Epochs of `batches` batches as a dataset that knows its size; each iterator of a finite one is another epoch."""
+    import tensorflow as tf
+
+    epochs = itertools.count()
+
+    def finite() -> Iterator[Batch]:
+        yield from epoch_of(next(epochs), 0)
+
+    def infinite() -> Iterator[Batch]:
+        first, skip = divmod(start, batches)
+        for epoch in itertools.count(first):
+            yield from epoch_of(epoch, skip)
+            skip = 0
+
+    spec = tf.TensorSpec(shape, tf.int32)
+    dataset = tf.data.Dataset.from_generator(infinite if repeat else finite, output_signature=(spec, spec))
+    cardinality = tf.data.INFINITE_CARDINALITY if repeat else batches
+    return dataset.apply(tf.data.experimental.assert_cardinality(cardinality)).prefetch(tf.data.AUTOTUNE)
 
 
 def _windows(tokens: np.ndarray, batch_size: int, length: int, seed: int | None) -> _Kind:
