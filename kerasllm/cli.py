@@ -67,6 +67,13 @@ _overwrite = click.option("--overwrite", is_flag=True, help="Replace the output 
 @click.option("--validation", default=0.05, type=_SHARE, show_default=True, help="Share of articles for validation.")
 @click.option("--test", default=0.05, type=_SHARE, show_default=True, help="Share of articles for testing.")
 @click.option("--seed", default=0, show_default=True, help="Salt of the hash of the title that splits.")
+@click.option(
+    "--on-error",
+    default="raise",
+    show_default=True,
+    type=click.Choice(["raise", "stop"]),
+    help="At damage in SOURCE: end with an error, or keep what came before.",
+)
 @click.option("--workers", type=_COUNT, help="Processes; all cores by default.")
 @_overwrite
 @_json

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 import kerasllm
 from kerasllm.data import Corpus, default_corpus, prepare
+from kerasllm.errors import InputError
 from kerasllm.evaluation import NGramModel, compression_bits_per_byte
 from kerasllm.evaluation.runners import documents
 from kerasllm.evaluation.verify import problems, verify, write_reference
@@ -80,6 +81,9 @@ class Quickstart:
         report["seconds"] = {**self.seconds, "total": sum(self.seconds.values())}
         write_json(self.out / "report.json", report)
         print(summary(report, self.out))
+        wrong = [f"{n} {kind}: {p}" for n, e in report["models"].items() for kind, p in _problems(e)]
+        if wrong:
+            raise InputError(f"{self.out}: not every file is the model that was trained: {'; '.join(wrong)}")
         return report
 
     @contextlib.contextmanager
@@ -193,6 +197,11 @@ def score_baselines(corpus: Corpus, test: list[str]) -> dict[str, float]:
         model = NGramModel(order, vocabulary_size=corpus.tokenizer.vocabulary_size).fit(corpus.documents("train"))
         scores[name] = model.bits_per_byte(corpus.documents("test"), test)
     return scores
+
+
+def _problems(entry: dict[str, Any]) -> list[tuple[str, str]]:
+    """Kind of artefact and problem, for all problems of a model's artefacts."""
+    return [(kind, problem) for kind, check in entry["verification"].items() for problem in check["problems"]]
 
 
 def summary(report: dict[str, Any], out: Path) -> str:

@@ -372,3 +372,16 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     small, large = (int(line) / 1024 for line in done.stdout.split())
     # 5 MB against 50 MB of text (100 MB of tokens, which are mapped and so may count until the system takes them back).
     assert large - small < 130, f"{small} MB for 5 MB of text, {large} MB for 50 MB"
+
+
+def test_what_came_before_the_damage_may_be_kept(tmp_path):
+    whole = default_corpus().read_bytes()
+    dump = tmp_path / "cut.xml.bz2"
+    dump.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="--on-error stop"):
+        quick(dump, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
+    kept = quick(dump, tmp_path / "kept", validation=0.2, test=0.2, on_error="stop")
+    report = kept.manifest["sources"]["all"]["report"]
+    assert report["stopped"] and 20 < report["articles"] < 106
+    assert sum(split["articles"] for split in kept.manifest["splits"].values()) == report["articles"]

@@ -18,6 +18,7 @@ from kerasllm.errors import InputError
 from kerasllm.files import atomic_folder, read_json, sha256, write_json
 from kerasllm.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, WordTokenizer, load_tokenizer
 from kerasllm.text.tokenizer import valid_unicode
+from kerasllm.text.words import count_words
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -136,6 +137,7 @@ def prepare(
     test: float = 0.05,
     seed: int = 0,
     workers: int | None = None,
+    on_error: str = "raise",
     overwrite: bool = False,
     progress: bool = True,
 ) -> Corpus:
@@ -154,6 +156,7 @@ def prepare(
         test: The same for the test split.
         seed: Salt of that hash.
         workers: Processes that read and encode; None means one per core.
+        on_error: Of `read_articles`: "raise" at damage in the source, or "stop" there and keep what came before.
         overwrite: Replace `out` if it exists.
         progress: Show progress bars on a terminal.
 
@@ -168,7 +171,9 @@ def prepare(
     with atomic_folder(out, overwrite=overwrite) as folder:
         how, inputs, wanted = _plan(source, validation, test, seed)
         counts = {split: _no_counts() for split in SPLITS}
-        sources = {key: _copy_source(one, folder, choose, counts, workers, progress) for key, one, choose in inputs}
+        sources = {
+            key: _copy_source(one, folder, choose, counts, workers, on_error, progress) for key, one, choose in inputs
+        }
         _check_splits(counts, wanted)
         if not isinstance(tokenizer, Tokenizer):
             texts = (entry["text"] for entry in _read_articles(folder / "train.jsonl"))
@@ -269,6 +274,7 @@ def _copy_source(
     choose: Callable[[str], str],
     counts: dict[str, dict[str, Any]],
     workers: int | None,
+    on_error: str,
     progress: bool,
 ) -> dict[str, Any]:
     """Append each article to the file of its split and count it; returns what the manifest says of the source."""
@@ -277,7 +283,8 @@ def _copy_source(
     report = None
     if isinstance(source, str | os.PathLike):
         report = ReadReport()
-        name, articles = Path(source).name, read_articles(source, workers=workers, report=report)
+        name = Path(source).name
+        articles = read_articles(source, workers=workers, report=report, on_error=on_error)
     else:
         name, articles = "articles", iter(source)
     with ExitStack() as stack:
@@ -293,8 +300,7 @@ def _copy_source(
             count["articles"] += 1
             count["bytes"] += len(text.encode())
             count["characters"] += len(text)
-            # What blanks separate: the unit of "word-level" perplexity.
-            count["words"] += len(text.split())
+            count["words"] += count_words(text)
     return {"name": name, "report": None if report is None else asdict(report)}
 
 

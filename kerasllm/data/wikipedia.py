@@ -163,7 +163,7 @@ class Dump:
     def _progress(self) -> str:
         if not self._last_title:
             return "; no page was whole"
-        return f'; the last whole page is {self._last_title!r} (on_error="stop" keeps what comes before the damage)'
+        return f'; the last whole page is {self._last_title!r} (on_error="stop" or --on-error stop keeps all before it)'
 
 
 def _number(text: str) -> int:
