@@ -31,7 +31,7 @@ MODELS = {"lstm": "lstm_quickstart", "transformer": "transformer_quickstart"}
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "lstm": {"batch_size": 16, "sequence_length": 64, "learning_rate": 1e-2},
-    "transformer": {"batch_size": 8, "sequence_length": 128, "learning_rate": 6e-3},
+    "transformer": {"batch_size": 8, "sequence_length": 128, "learning_rate": 3e-3},
 }
 _SAMPLE = {"max_new_tokens": 60, "temperature": 0.7, "top_p": 0.9, "seed": 1}
 
@@ -65,9 +65,7 @@ class Quickstart:
         for name in MODELS:
             with self._stage(f"train the {name}"):
                 models[name], histories[name] = self._train(name, corpus)
-        plot_curves(
-            histories, self.out / "curves.png", title="Training on " + corpus.manifest["sources"]["all"]["name"]
-        )
+        plot_curves(histories, self.out / "curves.png", title="Loss of the quickstart models")
         with self._stage("score baselines"):
             baselines = score_baselines(corpus, test)
         report: dict[str, Any] = {"command": self.command, "device": device(), "corpus": corpus.manifest["splits"]}
@@ -152,7 +150,7 @@ class Quickstart:
             "seconds": self.seconds[f"train the {name}"],
             "data": {
                 "source": corpus.manifest["sources"]["all"]["name"],
-                "licence": "CC BY-SA (Wikipedia)",
+                "licence": "CC BY-SA (Wikipedia)" if self.source == "default" else "that of the source",
                 "splits": corpus.manifest["splits"],
             },
             **{key: entry[key] for key in ("class", "config", "parameters", "scores", "verification")},
