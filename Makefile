@@ -9,6 +9,8 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
+# each file's tests stay together in one of two processes: most of the time goes into tracing, which uses one core
+PARALLEL ?= -n 2 --dist loadfile
 # pip names each package as it comes to it, and nothing else
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SHOW = awk '/^Collecting|^Installing collected/ { sub(/ from .*| \(from .*|:.*/, ""); print "  " $$0; fflush() }'
@@ -31,11 +33,11 @@ install: $(VENV)/.installed  ## the environment alone
 
 dev: $(VENV)/.installed-dev  ## the environment with test and lint tools
 
-test: $(VENV)/.installed-dev  ## all tests, slow ones last
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.installed-dev  ## all tests
+	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 test-fast: $(VENV)/.installed-dev  ## the tests without the slow ones
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -m "not slow" $(PARALLEL) $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev  ## style and formatting, changes nothing
 	@$(BIN)/ruff check .
