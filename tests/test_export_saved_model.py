@@ -299,3 +299,13 @@ def test_windows_that_cannot_be_scored_are_refused(tmp_path, context, stride):
         export_saved_model(*pair("grouped"), tmp_path / "1", context=context, stride=stride)
     assert "context" in one_line(caught)
     assert leftovers(tmp_path) == []
+
+
+def test_another_backend_is_refused_in_one_line(tmp_path, monkeypatch):
+    model = LSTMLanguageModel({"vocabulary_size": 258, "embedding_dim": 4, "hidden_dim": 4})
+    monkeypatch.setattr("keras.backend.backend", lambda: "jax")
+    with pytest.raises(InputError, match="KERAS_BACKEND=tensorflow"):
+        export_saved_model(model, ByteTokenizer(), tmp_path / "x")
+    with pytest.raises(InputError, match="KERAS_BACKEND=tensorflow"):
+        kerasllm.export_tflite(model, tmp_path / "x.tflite")
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import keras
 import tensorflow as tf
 
 from kerasllm.errors import InputError
@@ -70,8 +71,13 @@ def check_pair(model: LanguageModel, tokenizer: Tokenizer | None) -> None:
     """Refuse a tokenizer that does not belong to the model, and a model that cannot continue text.
 
     Raises:
-        InputError: Their vocabulary sizes differ, or the model is bidirectional.
+        InputError: Their vocabulary sizes differ, the model is bidirectional, or Keras does not run on TensorFlow.
     """
+    if keras.backend.backend() != "tensorflow":
+        raise InputError(
+            f"Keras runs on {keras.backend.backend()}, and only TensorFlow can write this file; save the model, then "
+            "export it with KERAS_BACKEND=tensorflow"
+        )
     if not getattr(model.config, "causal", True):
         raise InputError("a bidirectional model cannot continue text; export a causal one")
     if not model.built:
