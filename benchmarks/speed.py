@@ -3,7 +3,8 @@
     pip install torch && python benchmarks/speed.py
 
 Each measurement runs in a process of its own; the peers take turns, several rounds in one run, and medians are stored
-in benchmarks/results/speed.json with commit and device. Peak memory is of the whole process, imports included.
+in benchmarks/results/speed.json with commit and device. Memory is given for the whole process and above its imports.
+Keras and kerasllm train without XLA, which is slower here (docs/LOG.md); PyTorch runs eagerly.
 """
 
 import argparse

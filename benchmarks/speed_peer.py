@@ -1,5 +1,6 @@
 """One measurement in a process of its own: `python benchmarks/speed_peer.py PEER KIND`, see speed.py."""
 
+import importlib
 import json
 import os
 import resource
@@ -87,9 +88,11 @@ def measure_keras(kind: str) -> dict[str, float]:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if kind == "lstm":
         size, width = values["vocabulary_size"], values["embedding_dim"]
-        layers = [keras.layers.Embedding(size, width), keras.layers.LSTM(width, return_sequences=True)]
-        model = keras.Sequential([*layers, keras.layers.Dense(size)])
-        model.compile(keras.optimizers.AdamW(1e-3, global_clipnorm=1.0), loss)
+        embedding = keras.layers.ReversibleEmbedding(size, width)
+        tokens = keras.Input((None,), dtype="int32")
+        hidden = keras.layers.LSTM(width, return_sequences=True)(embedding(tokens))
+        model = keras.Model(tokens, embedding(hidden, reverse=True))
+        model.compile(keras.optimizers.AdamW(1e-3, global_clipnorm=1.0), loss, jit_compile=False)
         return {"train": keras_fit_speed(model, size), "parameters": model.count_params()}
     backbone = keras_hub.models.LlamaBackbone(
         vocabulary_size=values["vocabulary_size"],
@@ -101,7 +104,8 @@ def measure_keras(kind: str) -> dict[str, float]:
         tie_word_embeddings=True,
     )
     model = keras_hub.models.LlamaCausalLM(backbone)
-    model.compile(keras.optimizers.AdamW(1e-3, global_clipnorm=1.0), loss, sampler="greedy")
+    # XLA, Keras' choice, halves the speed of training here, ours and theirs; `generate` keeps it.
+    model.compile(keras.optimizers.AdamW(1e-3, global_clipnorm=1.0), loss, sampler="greedy", jit_compile=False)
 
     def with_mask(tokens: np.ndarray) -> dict[str, np.ndarray]:
         return {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
@@ -157,7 +161,19 @@ def measure_torch(kind: str) -> dict[str, float]:
     return {**result, "parameters": sum(p.numel() for p in model.parameters())}
 
 
+IMPORTS = {"kerasllm": ("tensorflow", "kerasllm.models"), "keras": ("tensorflow", "keras_hub"), "torch": ("torch",)}
+
+
+def megabytes() -> float:
+    """Most memory this process has had so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 if __name__ == "__main__":
-    measured = {"kerasllm": measure_kerasllm, "keras": measure_keras, "torch": measure_torch}[sys.argv[1]](sys.argv[2])
-    measured["peak_megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peer, kind = sys.argv[1:]
+    for name in IMPORTS[peer]:
+        importlib.import_module(name)
+    imported = megabytes()
+    measured = {"kerasllm": measure_kerasllm, "keras": measure_keras, "torch": measure_torch}[peer](kind)
+    measured |= {"peak_megabytes": megabytes(), "peak_megabytes_above_imports": megabytes() - imported}
     print(json.dumps(measured))

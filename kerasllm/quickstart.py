@@ -68,7 +68,12 @@ class Quickstart:
         plot_curves(histories, self.out / "curves.png", title="Loss of the quickstart models")
         with self._stage("score baselines"):
             baselines = score_baselines(corpus, test)
-        report: dict[str, Any] = {"command": self.command, "device": device(), "corpus": corpus.manifest["splits"]}
+        report: dict[str, Any] = {
+            "command": self.command,
+            "commit": commit(),
+            "device": device(),
+            "corpus": corpus.manifest["splits"],
+        }
         report |= {"baselines_bits_per_byte": baselines, "models": {}}
         for name, model in models.items():
             with self._stage(f"export and verify the {name}"):

@@ -30,6 +30,10 @@ PROMPTS = ("The history of", "In mathematics, a", "He was born in 1925 and", "æˆ
 NEW_TOKENS = 64
 LOGITS_TOLERANCE = 1e-4
 
+_HEAVY = ("tensorflow", "tensorflow_text", "keras", "ai_edge_litert")
+# A SavedModel must run without these; Keras itself TensorFlow imports on its own account.
+_MODEL_CODE = ("kerasllm.layers", "kerasllm.models", "kerasllm.generation")
+
 
 def write_reference(
     model: "LanguageModel",
@@ -131,14 +135,14 @@ def _compare(artefact: Path, reference: Path) -> dict[str, Any]:
     options = {name: settings[name] for name in ("context", "stride", "lossless")}
     evaluation, top_1 = evaluate(runner, documents, settings["texts"], **options)
     difference = float(np.abs(runner.logits(arrays["probe"]) - arrays["logits"]).max())
-    heavy = [name for name in ("tensorflow", "tensorflow_text", "keras", "ai_edge_litert") if name in sys.modules]
+    _check_imports(artefact)
     return {
         "max_logit_difference": difference if math.isfinite(difference) else 1e9,
         "greedy_equal": int((greedy == arrays["greedy"]).all(axis=1).sum()),
         "prompts": len(settings["prompts"]),
         "top_1_agreement": float((top_1 == arrays["top_1"]).mean()),
         "evaluation": evaluation.to_dict(),
-        "imported": heavy,
+        "imported": [name for name in _HEAVY if name in sys.modules],
         "seconds": time.perf_counter() - started,
     }
 
@@ -158,10 +162,15 @@ def _run(artefact: Path, prompts: Sequence[str]) -> tuple[Any, np.ndarray]:
     for row, prompt in zip(greedy, prompts, strict=True):
         drawn = list(edge.tokens([tokenizer.bos_id, *tokenizer.encode(prompt)], np.zeros(NEW_TOKENS, "float32")))
         row[: len(drawn)] = drawn
-    for name in ("tensorflow", "keras"):
-        if name in sys.modules:
-            raise RuntimeError(f"running a TFLite file has imported {name}")
     return edge, greedy
+
+
+def _check_imports(artefact: Path) -> None:
+    """The process must not have touched what the artefact promises to do without."""
+    without = _MODEL_CODE if artefact.is_dir() else ("tensorflow", "keras", *_MODEL_CODE)
+    for name in without:
+        if name in sys.modules:
+            raise RuntimeError(f"running {artefact.name} has imported {name}")
 
 
 if __name__ == "__main__":
