@@ -1,5 +1,6 @@
 """The command line: parse, import one thing, call it."""
 
+import contextlib
 import errno
 import faulthandler
 import json
@@ -49,11 +50,22 @@ _SHARE = _Number(min=0, max=1, max_open=True)
 _COUNT = click.IntRange(min=1)
 _NATURAL = click.IntRange(min=0)
 
+
+def _examples(*lines: str) -> str:
+    """An epilog that click does not wrap."""
+    return "\n  ".join(["\b\nExamples:", *lines])
+
+
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text for people.")
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 
 
-@cli.command()
+@cli.command(
+    epilog=_examples(
+        "kerasllm prepare default --out corpora/excerpt --vocabulary-size 2048",
+        "kerasllm prepare enwiki-latest-pages-articles.xml.bz2 --out corpora/enwiki --vocabulary-size 16000",
+    )
+)
 @click.argument("source")
 @click.option("--out", required=True, help="Folder to make.")
 @click.option(
@@ -96,7 +108,12 @@ def prepare(source: str, out: str, as_json: bool, **options: Any) -> None:
     click.echo(f"written to {out}")
 
 
-@cli.command()
+@cli.command(
+    epilog=_examples(
+        "kerasllm train corpora/excerpt --model transformer_quickstart --out runs/mine --epochs 2",
+        "kerasllm train corpora/enwiki --model my-model.json --out runs/large --json > result.json",
+    )
+)
 @click.argument("corpus")
 @click.option("--model", "model_name", required=True, help="A preset, or a JSON file with `class` and `config`.")
 @click.option(
@@ -119,15 +136,31 @@ def prepare(source: str, out: str, as_json: bool, **options: Any) -> None:
     help="Dtype policy.",
 )
 @_overwrite
-def train(corpus: str, model_name: str, out: str, precision: str, overwrite: bool, **options: Any) -> None:
-    """Train a model on CORPUS, a folder that `kerasllm prepare` made."""
+@_json
+def train(corpus: str, model_name: str, out: str, as_json: bool, **options: Any) -> None:
+    """Train a model on CORPUS, a folder that `kerasllm prepare` made.
+
+    With --json the progress goes to standard error, and the object has the model folder and the last value of every
+    figure in `history.json`.
+    """
     from kerasllm.training.job import train_to_folder
 
-    folder = train_to_folder(corpus, model_name, out, precision=precision, overwrite=overwrite, **options)
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        folder = train_to_folder(corpus, model_name, out, **options)
+    if as_json:
+        history = json.loads((Path(out) / "history.json").read_text(encoding="utf-8"))["history"]
+        last = {name: values[-1] for name, values in history.items()}
+        click.echo(json.dumps({"model": str(folder), "history": last}, ensure_ascii=False))
+        return
     click.echo(f"model in {folder}; watch it with: tensorboard --logdir {out}")
 
 
-@cli.command()
+@cli.command(
+    epilog=_examples(
+        "kerasllm evaluate runs/mine corpora/enwiki --split test",
+        "kerasllm evaluate runs/mine/edge/model.tflite corpora/enwiki --json",
+    )
+)
 @click.argument("model")
 @click.argument("corpus")
 @click.option(
@@ -162,7 +195,12 @@ def evaluate(model: str, corpus: str, split: str, context: int | None, stride: i
     click.echo(json.dumps(evaluation.to_dict()) if as_json else evaluation.summary())
 
 
-@cli.command()
+@cli.command(
+    epilog=_examples(
+        'kerasllm generate runs/mine --prompt "The history of" --temperature 0.8 --top-p 0.9',
+        'kerasllm generate quickstart-lstm --prompt "In 1925" --max-new-tokens 16',
+    )
+)
 @click.argument("model")
 @click.option("--prompt", required=True, help="Text to continue.")
 @click.option("--max-new-tokens", default=64, type=_COUNT, show_default=True, help="Most tokens to add.")
@@ -188,7 +226,12 @@ def generate(model: str, prompt: str, **options: Any) -> None:
     click.echo(open_model(model).generate(prompt, **options))
 
 
-@cli.command()
+@cli.command(
+    epilog=_examples(
+        "kerasllm export runs/mine --format saved-model --out saved_models/mine/1",
+        "kerasllm export runs/mine --format tflite --out runs/mine/edge/model.tflite --quantization int8",
+    )
+)
 @click.argument("model")
 @click.option(
     "--format",
@@ -201,12 +244,20 @@ def generate(model: str, prompt: str, **options: Any) -> None:
 @click.option("--quantization", type=click.Choice(["float16", "int8"]), help="Of a TFLite file; float32 by default.")
 @click.option("--context-length", type=_COUNT, help="KV cache of a TFLite file in tokens; the model's own by default.")
 @_overwrite
+@_json
 def export(
-    model: str, kind: str, out: str, quantization: str | None, context_length: int | None, overwrite: bool
+    model: str,
+    kind: str,
+    out: str,
+    quantization: str | None,
+    context_length: int | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write MODEL as a SavedModel or a TFLite file.
 
-    MODEL is a model folder, a SavedModel that kerasllm exported, or the name of a published model.
+    MODEL is a model folder, a SavedModel that kerasllm exported, or the name of a published model. With --json the
+    object has the path and the bytes of what was written.
     """
     import kerasllm
 
@@ -218,10 +269,21 @@ def export(
         raise InputError("--quantization and --context-length are for --format tflite; leave them out")
     else:
         path = kerasllm.export_saved_model(loaded, tokenizer, out, overwrite=overwrite)
+    if as_json:
+        files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+        click.echo(
+            json.dumps({"path": str(path), "bytes": sum(file.stat().st_size for file in files)}, ensure_ascii=False)
+        )
+        return
     click.echo(f"written to {path}")
 
 
-@cli.command()
+@cli.command(
+    epilog=_examples(
+        "kerasllm quickstart",
+        "kerasllm quickstart --source simplewiki-latest-pages-articles.xml.bz2 --out runs/simple --epochs 1",
+    )
+)
 @click.option("--source", default="default", show_default=True, help="What `kerasllm prepare` takes.")
 @click.option(
     "--out", default="runs/quickstart", show_default=True, help="Folder for everything; what is there is replaced."

@@ -2,6 +2,7 @@
 
 import bz2
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -101,6 +102,7 @@ def test_every_command_has_help(name):
     code, output, errors = call(name, "--help")
     assert (code, errors) == (0, "")
     assert f"Usage: kerasllm {name}" in output
+    assert f"  kerasllm {name}" in output.split("Examples:\n")[1]
     assert all(option.help for option in cli.cli.commands[name].params if isinstance(option, click.Option))
 
 
@@ -112,6 +114,31 @@ def test_prepare_prints_what_a_machine_may_read(world, tmp_path):
     assert (code, errors) == (0, "")
     assert sum(split["articles"] for split in manifest["splits"].values()) == 30
     assert manifest == json.loads((tmp_path / "c" / "manifest.json").read_text(encoding="utf-8"))
+
+
+def test_train_and_export_print_what_a_machine_may_read(world, tmp_path):
+    options = ["--model", world / "lstm.json", "--out", tmp_path / "run", *TRAINING.split(), "--json"]
+    code, output, _ = call("train", world / "corpus", *options)
+    result = json.loads(output)
+    written = json.loads((tmp_path / "run" / "history.json").read_text(encoding="utf-8"))["history"]
+    assert (code, result["model"]) == (0, str(tmp_path / "run" / "model"))
+    assert result["history"] == {name: values[-1] for name, values in written.items()}
+    for kind, name in (("saved-model", "1"), ("tflite", "model.tflite")):
+        path = tmp_path / name
+        code, output, _ = call("export", world / "run", "--format", kind, "--out", path, "--json")
+        size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+        assert (code, json.loads(output)) == (0, {"path": str(path), "bytes": size})
+
+
+def test_training_has_the_same_defaults_in_python():
+    from kerasllm.training.train import TrainingOptions
+
+    defaults = {option.name: option.default for option in cli.cli.commands["train"].params}
+    options = {field.name: field.default for field in dataclasses.fields(TrainingOptions)}
+    assert {name: defaults[name] for name in options if name in defaults} == {
+        name: value for name, value in options.items() if name in defaults
+    }
+    assert len(defaults.keys() & options.keys()) >= 7
 
 
 @pytest.mark.parametrize(

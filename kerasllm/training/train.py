@@ -35,7 +35,7 @@ class TrainingOptions:
     epochs: float = 3.0
     batch_size: int = 16
     sequence_length: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.01
     evaluations: int = 6
     patience: int = 2
