@@ -27,8 +27,8 @@ PRESETS: dict[str, dict[str, Any]] = {
             "max_sequence_length": 512,
         },
     },
-    # LSTM language model of the first source document: 10,000 words, embedding 64, 128 units.
-    "lstm_document": {
+    # A small LSTM over words: 10,000 words, embedding 64, 128 units.
+    "lstm_small": {
         "class": "LSTMLanguageModel",
         "config": {"vocabulary_size": 10_000, "embedding_dim": 64, "hidden_dim": 128},
     },

@@ -256,7 +256,7 @@ def test_a_page_without_text_is_skipped_and_counted_and_a_huge_one_is_kept(tmp_p
         ("prepare {w}/articles.jsonl --out {w}/articles.jsonl/x", "choose another path"),
         ("prepare {w}/articles.jsonl", "Missing option '--out'"),
         ("train {w}/corpus --model nothing --out {t}/x", "choose one of|give a JSON file or one of"),
-        ("train {w}/nothing --model lstm_document --out {t}/x", "manifest.json: no such file"),
+        ("train {w}/nothing --model lstm_small --out {t}/x", "manifest.json: no such file"),
         ("train {w}/corpus --model {w}/lstm.json --out {w}/run", "exists already"),
         (
             "train {w}/corpus --model {w}/transformer.json --out {t}/x --sequence-length 129",
