@@ -7,7 +7,6 @@ fastest of the runs, in seconds, and fails if a median is over its limit.
 """
 
 import argparse
-import importlib.util
 import statistics
 import subprocess
 import sys
@@ -34,9 +33,6 @@ def main() -> int:
     runs = parser.parse_args().runs
     slow = []
     for name, command in COMMANDS.items():
-        if "--help" in name and importlib.util.find_spec("kerasllm.cli") is None:
-            print(f"{name:16}  no kerasllm.cli yet")
-            continue
         seconds(command)  # reads the files into memory and writes byte code
         times = [seconds(command) for _ in range(runs)]
         limit = LIMITS[name]
