@@ -14,7 +14,7 @@ from kerasllm.errors import InputError
 from kerasllm.files import read_json, write_json
 from kerasllm.models import REGISTRY, LanguageModel
 from kerasllm.presets import PRESETS
-from kerasllm.training.train import TrainingOptions, train
+from kerasllm.training.train import BEST, TrainingOptions, train
 
 
 def train_to_folder(
@@ -51,15 +51,22 @@ def train_to_folder(
     keras.utils.set_random_seed(settings.seed)
     model = make_model(model_name, prepared.tokenizer.vocabulary_size, precision)
     target = out / model_folder.MODEL
+    earlier = _written(out / BEST)
     try:
         history = train(model, prepared, out, settings, prompts=sample_prompts(prepared))
     except KeyboardInterrupt:
-        if (out / "best.safetensors").exists():
+        if _written(out / BEST) not in (None, earlier):
             model_folder.save(model, prepared.tokenizer, target, overwrite=True)
+            (out / "history.json").unlink(missing_ok=True)  # that of the model before
             print(f"A model folder with them is in {target}", file=sys.stderr)
         raise
     write_json(out / "history.json", {"options": dataclasses.asdict(settings), "history": history})
     return model_folder.save(model, prepared.tokenizer, target, overwrite=True)
+
+
+def _written(path: Path) -> int | None:
+    """When a file was written, in nanoseconds; None where there is none."""
+    return path.stat().st_mtime_ns if path.exists() else None
 
 
 def make_model(name: str, vocabulary_size: int, precision: str = "float32") -> LanguageModel:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,12 @@ from kerasllm.data import Corpus
 from kerasllm.errors import InputError
 from kerasllm.generation import generate
 from kerasllm.models import LanguageModel
+from kerasllm.text import Tokenizer
 from kerasllm.training.callbacks import BestWeights, StopOnNaN
 from kerasllm.training.tensorboard import TensorBoard
+
+BEST = "best.safetensors"
+"""Name of the file with a training's best weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +66,7 @@ def train(
     Args:
         model: A language model; it is compiled here.
         corpus: A prepared corpus.
-        folder: Where `best.safetensors` and `logs/` for TensorBoard go.
+        folder: Where `best.safetensors` and `logs/` for TensorBoard go; those of an earlier training are removed.
         options: How to train.
         prompts: Continued after each validation, as text in TensorBoard.
         verbose: As in `fit`.
@@ -70,11 +75,15 @@ def train(
         The history of `fit`, a value for each validation, with `tokens` seen by then.
 
     Raises:
-        InputError: The corpus does not fit the model or is too short, or the loss is not a number.
+        InputError: The corpus does not fit the model or is too short, the model is bidirectional, or the loss is not a
+            number.
     """
     options = options or TrainingOptions()
     _check(model, corpus, options)
     folder = Path(folder)
+    # Else an interruption would find the weights of an earlier training, and TensorBoard draw both trainings as one.
+    (folder / BEST).unlink(missing_ok=True)
+    shutil.rmtree(folder / "logs", ignore_errors=True)
     shape = {"batch_size": options.batch_size, "sequence_length": options.sequence_length}
     training = corpus.dataset("train", **shape, seed=options.seed, repeat=True)
     validation = corpus.dataset("validation", **shape)
@@ -87,9 +96,9 @@ def train(
     model.compile(optimizer=optimizer(options, steps))
 
     def sample() -> Mapping[str, str]:
-        return dict(zip(prompts, generate(model, corpus.tokenizer, list(prompts), max_new_tokens=48), strict=True))
+        return _continued(model, corpus.tokenizer, prompts)
 
-    with BestWeights(folder / "best.safetensors") as best:
+    with BestWeights(folder / BEST) as best:
         history = model.fit(
             training,
             validation_data=validation,
@@ -108,7 +117,30 @@ def train(
     return {**history, "tokens": [float(n * steps_per_evaluation * tokens_per_step) for n in seen]}
 
 
+def _continued(
+    model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int = 48
+) -> dict[str, str]:
+    """Continuations by prompt; prompts that need more than half of the context are cut short."""
+    limit = model.max_sequence_length
+    if limit is None:
+        starts = list(prompts)
+    elif limit < 2:
+        return {}
+    else:
+        starts = [_shortened(prompt, tokenizer, limit // 2) for prompt in prompts]
+        max_new_tokens = min(max_new_tokens, limit - limit // 2)
+    return dict(zip(starts, generate(model, tokenizer, starts, max_new_tokens=max_new_tokens), strict=True))
+
+
+def _shortened(prompt: str, tokenizer: Tokenizer, limit: int) -> str:
+    while prompt and 1 + len(tokenizer.encode(prompt)) > limit:
+        prompt = prompt[: len(prompt) // 2]
+    return prompt
+
+
 def _check(model: LanguageModel, corpus: Corpus, options: TrainingOptions) -> None:
+    if not getattr(model.config, "causal", True):
+        raise InputError("a bidirectional model sees the token it is to predict; train one with causal true")
     if corpus.tokenizer.vocabulary_size != model.config.vocabulary_size:
         raise InputError(
             f"the corpus has {corpus.tokenizer.vocabulary_size} tokens but the model {model.config.vocabulary_size}; "
