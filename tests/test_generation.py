@@ -9,7 +9,7 @@ import weakref
 import numpy as np
 import pytest
 from keras import ops
-from model_cases import LSTMS, TRANSFORMERS, make
+from model_cases import BIDIRECTIONAL, LSTMS, TRANSFORMERS, make
 
 from kerasllm import edge
 from kerasllm.errors import InputError
@@ -249,6 +249,12 @@ def test_options_out_of_range_are_refused_and_named(models, option, value):
         generate(models["lstm"], BYTES, "a", **{option: value})
     with pytest.raises(InputError, match=f"^{option} must be"):
         list(stream(models["lstm"], BYTES, "a", **{option: value}))
+
+
+def test_a_bidirectional_model_is_refused():
+    model = byte_model(BIDIRECTIONAL["bidirectional"])
+    with pytest.raises(InputError, match="^a bidirectional model cannot continue text; "):
+        generate(model, BYTES, "a")
 
 
 def test_another_models_tokenizer_is_refused():

@@ -232,6 +232,8 @@ def _check(model: LanguageModel, tokenizer: TextCodec, max_new_tokens: int, samp
             f"the tokenizer has {tokenizer.vocabulary_size} tokens but the model {model.config.vocabulary_size}; "
             "use the tokenizer the model was trained with"
         )
+    if not getattr(model.config, "causal", True):
+        raise InputError("a bidirectional model cannot continue text; use one with causal true")
     problems = {
         "max_new_tokens must be at least 1": max_new_tokens < 1,
         "temperature must be 0 (greedy) or more": not sampling.temperature >= 0,
