@@ -253,6 +253,9 @@ def edge_functions(
         state = {name: tf.cast(inputs[name], model.compute_dtype) for name in spec}
         state[POSITION] = inputs["input_pos"][0] if placed else tf.constant(0)
         hidden, state = model.encode(inputs["tokens"], state=state, training=False)
+        # A no-op for finite numbers. Without it the converter multiplies the last norm's scale into the table that
+        # projects, and stores the table once more for the lookup of tokens.
+        hidden = tf.maximum(hidden, hidden.dtype.min)
         return hidden, {name: tf.cast(value, tf.float32) for name, value in carried(state).items()}
 
     def prefill_tokens(**inputs: tf.Tensor) -> dict[str, tf.Tensor]:
