@@ -131,7 +131,7 @@ def test_train_and_export_print_what_a_machine_may_read(world, tmp_path):
 
 
 def test_training_has_the_same_defaults_in_python():
-    from kerasllm.training.train import TrainingOptions
+    from kerasllm.training.fit import TrainingOptions
 
     defaults = {option.name: option.default for option in cli.cli.commands["train"].params}
     options = {field.name: field.default for field in dataclasses.fields(TrainingOptions)}

@@ -13,7 +13,7 @@ from kerasllm.errors import InputError
 from kerasllm.files import write_json
 from kerasllm.training import job
 from kerasllm.training import train as training
-from kerasllm.training.train import TrainingOptions, _continued, train
+from kerasllm.training.fit import TrainingOptions, _continued, train
 
 TINY = {"epochs": 0.01, "batch_size": 2, "sequence_length": 16, "evaluations": 1}
 LSTM = {"class": "LSTMLanguageModel", "config": {"embedding_dim": 4, "hidden_dim": 4, "tie_embeddings": True}}

@@ -7,7 +7,11 @@ _NAMES = {
     "BestWeights": "callbacks",
     "StopOnNaN": "callbacks",
     "TensorBoard": "tensorboard",
+    "TrainingOptions": "fit",
+    "make_model": "job",
     "plot_curves": "curves",
+    "train": "fit",
+    "train_to_folder": "job",
 }
 
 __all__ = [*_NAMES]

@@ -14,7 +14,7 @@ from kerasllm.errors import InputError
 from kerasllm.files import read_json, write_json
 from kerasllm.models import REGISTRY, LanguageModel
 from kerasllm.presets import PRESETS
-from kerasllm.training.train import BEST, TrainingOptions, train
+from kerasllm.training.fit import BEST, TrainingOptions, train
 
 
 def train_to_folder(
