@@ -186,8 +186,6 @@ def evaluate(model: str, corpus: str, split: str, context: int | None, stride: i
 
     texts = [article.text for article in load_corpus(corpus).articles(split)]
     runner = open_model(model)
-    context = _context(runner, context)
-    stride = stride or max(1, context // 2)
     tokenizer = runner.tokenizer
     evaluation, _ = evaluate(
         runner, documents(texts, tokenizer), texts, context=context, stride=stride, lossless=tokenizer.lossless
@@ -263,7 +261,11 @@ def export(
 
     loaded, tokenizer = kerasllm.load(model)
     if kind == "tflite":
-        options = {"quantization": quantization, "context_length": context_length, "overwrite": overwrite}
+        options: dict[str, Any] = {
+            "quantization": quantization,
+            "context_length": context_length,
+            "overwrite": overwrite,
+        }
         path = kerasllm.export_tflite(loaded, out, tokenizer, **options)
     elif quantization or context_length:
         raise InputError("--quantization and --context-length are for --format tflite; leave them out")
@@ -297,14 +299,6 @@ def quickstart(source: str, out: str, vocabulary_size: int, epochs: float) -> No
     from kerasllm.quickstart import quickstart
 
     quickstart(source, out, vocabulary_size=vocabulary_size, epochs=epochs)
-
-
-def _context(runner: Any, asked: int | None) -> int:
-    """Tokens in a window: never more than the model, wherever it was exported to, can see."""
-    limit = runner.context_length
-    if asked is not None and asked > (limit or asked):
-        raise InputError(f"--context {asked} is more than the model's context of {limit}; lower it")
-    return asked or min(256, limit or 256)
 
 
 def main() -> None:

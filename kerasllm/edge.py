@@ -18,6 +18,10 @@ class EdgeModel:
         path: The `.tflite` file.
         num_threads: CPU threads.
 
+    Attributes:
+        context_length: Most tokens that the model can see; None where there is no limit.
+        score_lengths: Chunks in which the file can score a text, longest first.
+
     Raises:
         InputError: The file or its tokenizer is missing or broken, or is not a language model of this library.
     """
@@ -39,7 +43,7 @@ class EdgeModel:
         self.tokenizer = load_tokenizer(self.path.parent)
         self._runners = {name: self._interpreter.get_signature_runner(name) for name in names}
         self._prefill_lengths = _lengths(names, "prefill_")
-        self._score_lengths = _lengths(names, "score_")
+        self.score_lengths = _lengths(names, "score_")
         details = self._runners["decode"].get_input_details()
         self._placed = "input_pos" in details
         self._state_shapes = {
@@ -142,9 +146,9 @@ class EdgeModel:
             InputError: The length does not fit the file's chunks or context.
         """
         length = tokens.shape[1]
-        chunks = [n for n in self._score_lengths if length and length % n == 0]
+        chunks = [n for n in self.score_lengths if length and length % n == 0]
         if not chunks or length > (self.context_length or length):
-            multiples = " or ".join(map(str, self._score_lengths)) or "no length"
+            multiples = " or ".join(map(str, self.score_lengths)) or "no length"
             limit = f" up to {self.context_length}" if self.context_length else ""
             raise InputError(
                 f"{self.path}: scores texts in multiples of {multiples} tokens{limit}, not {length}; "

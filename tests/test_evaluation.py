@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from kerasllm.edge import EdgeModel
 from kerasllm.errors import InputError
 from kerasllm.evaluation import Evaluation, KerasModel, evaluate
+from kerasllm.evaluation.scores import default_context
 from kerasllm.evaluation.verify import problems, verify, write_reference
 from kerasllm.evaluation.windows import windows
 from kerasllm.models import LSTMLanguageModel
@@ -196,6 +197,32 @@ def test_a_stride_that_would_leave_out_tokens_is_refused(context, stride):
     with pytest.raises(InputError) as caught:
         evaluate(BigramTable(50), random_documents([5]), ["a"], context=context, stride=stride)
     assert "stride" in one_line(caught)
+
+
+def test_a_context_that_the_scorer_cannot_see_is_refused():
+    scorer = BigramTable(50)
+    scorer.context_length = 8
+    with pytest.raises(InputError, match="^context 9 is more than the model's context of 8; lower it$"):
+        evaluate(scorer, random_documents([5]), ["x"], context=9, stride=1)
+    evaluation, _ = evaluate(scorer, random_documents([5]), ["x"])
+    assert (evaluation.context, evaluation.stride) == (8, 4)
+
+
+@pytest.mark.parametrize(
+    ("limit", "lengths", "context"),
+    [
+        (None, None, 256),
+        (200, None, 200),
+        (200, (128,), 128),
+        (512, (128,), 256),
+        (None, (100, 64), 256),
+        (None, (300,), 300),
+    ],
+)
+def test_windows_are_by_default_what_the_scorer_can_score(limit, lengths, context):
+    scorer = BigramTable(2)
+    scorer.context_length, scorer.score_lengths = limit, lengths
+    assert default_context(scorer) == context
 
 
 def test_texts_that_are_not_those_of_the_documents_are_refused():

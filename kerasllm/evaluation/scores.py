@@ -19,7 +19,11 @@ _BATCH = 16
 
 
 class Scorer(Protocol):
-    """What can be evaluated: `KerasModel` of this room, `kerasllm.serving.ServedModel`, `kerasllm.edge.EdgeModel`."""
+    """What can be evaluated: `KerasModel` of this room, `kerasllm.serving.ServedModel`, `kerasllm.edge.EdgeModel`.
+
+    Two attributes are read where there are any: `context_length`, the most tokens it can see, or None; and
+    `score_lengths`, where it scores only windows whose length is a multiple of one of these.
+    """
 
     def score_tokens(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log probabilities float32 and most likely tokens int32, each `(batch, length)` as the arguments."""
@@ -91,8 +95,8 @@ def evaluate(
     documents: Iterable[np.ndarray],
     texts: Iterable[str],
     *,
-    context: int = CONTEXT,
-    stride: int = STRIDE,
+    context: int | None = None,
+    stride: int | None = None,
     lossless: bool = True,
 ) -> tuple[Evaluation, np.ndarray]:
     """Score documents window by window, every token exactly once.
@@ -101,17 +105,22 @@ def evaluate(
         scorer: A model or an artefact.
         documents: Token ids of each text, `bos tokens eos`.
         texts: The texts, for counting words and bytes.
-        context: Inputs in a window.
-        stride: Tokens between the starts of two windows, at most `context`.
+        context: Inputs in a window; 256, or as many as the scorer can see if that is less, by default.
+        stride: Tokens between the starts of two windows, at most `context`; half of it by default.
         lossless: Whether the tokenizer loses nothing.
 
     Returns:
         The figures, and the most likely token at every predicted place: int32 `(tokens,)`, to compare two scorers.
 
     Raises:
-        InputError: There is nothing to score, a score is not a number, the stride does not fit, or the texts are not as
-            many as the documents.
+        InputError: There is nothing to score, a score is not a number, context or stride do not fit, or the texts are
+            not as many as the documents.
     """
+    limit = getattr(scorer, "context_length", None)
+    context = default_context(scorer) if context is None else context
+    stride = max(1, context // 2) if stride is None else stride
+    if context > (limit or context):
+        raise InputError(f"context {context} is more than the model's context of {limit}; lower it")
     if not 1 <= stride <= context:
         raise InputError(f"stride {stride} must be at least 1 and at most the context, {context}")
     count = 0
@@ -143,6 +152,17 @@ def evaluate(
     if texts_read != count:
         raise InputError(f"{count} documents but {texts_read} texts; give the text of each document")
     return Evaluation(nll, len(predicted), words, size, count, context, stride, lossless), predicted
+
+
+def default_context(scorer: Scorer) -> int:
+    """Inputs in a window where nobody asks for a number: 256, or the most that the scorer can score at once.
+
+    Args:
+        scorer: A model or an artefact.
+    """
+    longest = min(CONTEXT, getattr(scorer, "context_length", None) or CONTEXT)
+    lengths = getattr(scorer, "score_lengths", None) or (1,)
+    return max(longest // length * length for length in lengths) or min(lengths)
 
 
 def _score(scorer: Scorer, batch: Sequence[Window]) -> tuple[np.ndarray, np.ndarray]:
