@@ -5,11 +5,24 @@ does.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("data", "edge", "evaluation", "export", "generation", "layers", "models", "presets", "text", "training")
+_MODULES = (
+    "data",
+    "edge",
+    "evaluation",
+    "export",
+    "generation",
+    "layers",
+    "metrics",
+    "models",
+    "presets",
+    "serving",
+    "text",
+    "training",
+)
 _NAMES = {
     "InputError": "errors",
     "LSTMConfig": "config",
@@ -23,6 +36,30 @@ _NAMES = {
 }
 
 __all__ = ["__version__", *_MODULES, *_NAMES]
+
+if TYPE_CHECKING:
+    # What the lazy index hides from type checkers.
+    from kerasllm import data as data
+    from kerasllm import edge as edge
+    from kerasllm import evaluation as evaluation
+    from kerasllm import export as export
+    from kerasllm import generation as generation
+    from kerasllm import layers as layers
+    from kerasllm import metrics as metrics
+    from kerasllm import models as models
+    from kerasllm import presets as presets
+    from kerasllm import serving as serving
+    from kerasllm import text as text
+    from kerasllm import training as training
+    from kerasllm.config import LSTMConfig as LSTMConfig
+    from kerasllm.config import TransformerConfig as TransformerConfig
+    from kerasllm.errors import InputError as InputError
+    from kerasllm.export import export_saved_model as export_saved_model
+    from kerasllm.export import export_tflite as export_tflite
+    from kerasllm.folder import load as load
+    from kerasllm.folder import save as save
+    from kerasllm.generation import generate as generate
+    from kerasllm.generation import stream as stream
 
 
 def __getattr__(name: str) -> Any:

@@ -33,7 +33,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "lstm": {"batch_size": 16, "sequence_length": 64, "learning_rate": 1e-2},
     "transformer": {"batch_size": 8, "sequence_length": 128, "learning_rate": 3e-3},
 }
-_SAMPLE = {"max_new_tokens": 60, "temperature": 0.7, "top_p": 0.9, "seed": 1}
+_SAMPLE: dict[str, Any] = {"max_new_tokens": 60, "temperature": 0.7, "top_p": 0.9, "seed": 1}
 
 
 class Quickstart:

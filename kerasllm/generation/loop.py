@@ -1,7 +1,7 @@
 """Text generation: prompts in, continuations out, whole or streamed."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 
@@ -28,6 +28,38 @@ class TextCodec(Protocol):
         """Text of token ids."""
 
 
+@overload
+def generate(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too
+    model: LanguageModel,
+    tokenizer: TextCodec,
+    prompts: str,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
+    seed: int = 0,
+) -> str: ...
+
+
+@overload
+def generate(
+    model: LanguageModel,
+    tokenizer: TextCodec,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
+    seed: int = 0,
+) -> list[str]: ...
+
+
 def generate(
     model: LanguageModel,
     tokenizer: TextCodec,
@@ -40,7 +72,7 @@ def generate(
     repetition_penalty: float = 1.0,
     stop: str | Sequence[str] = (),
     seed: int = 0,
-) -> Any:
+) -> str | list[str]:
     """Continue prompts.
 
     A batch gives what each prompt alone would give (with sampling, row r draws from the stream `(seed, r)`).

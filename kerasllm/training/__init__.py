@@ -1,7 +1,7 @@
 """What `model.fit` needs for language models and Keras lacks: callbacks, and curves of what happened."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 _NAMES = {
     "BestWeights": "callbacks",
@@ -15,6 +15,17 @@ _NAMES = {
 }
 
 __all__ = [*_NAMES]
+
+if TYPE_CHECKING:
+    # What the lazy index hides from type checkers.
+    from kerasllm.training.callbacks import BestWeights as BestWeights
+    from kerasllm.training.callbacks import StopOnNaN as StopOnNaN
+    from kerasllm.training.curves import plot_curves as plot_curves
+    from kerasllm.training.fit import TrainingOptions as TrainingOptions
+    from kerasllm.training.fit import train as train
+    from kerasllm.training.job import make_model as make_model
+    from kerasllm.training.job import train_to_folder as train_to_folder
+    from kerasllm.training.tensorboard import TensorBoard as TensorBoard
 
 
 def __getattr__(name: str) -> Any:

@@ -84,7 +84,7 @@ def train(
     # Else an interruption would find the weights of an earlier training, and TensorBoard draw both trainings as one.
     (folder / BEST).unlink(missing_ok=True)
     shutil.rmtree(folder / "logs", ignore_errors=True)
-    shape = {"batch_size": options.batch_size, "sequence_length": options.sequence_length}
+    shape: dict[str, Any] = {"batch_size": options.batch_size, "sequence_length": options.sequence_length}
     training = corpus.dataset("train", **shape, seed=options.seed, repeat=True)
     validation = corpus.dataset("validation", **shape)
     tokens_per_step = options.batch_size * options.sequence_length
