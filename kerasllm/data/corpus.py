@@ -309,7 +309,8 @@ def _check_splits(counts: dict[str, dict[str, Any]], wanted: set[str]) -> None:
     if empty := [split for split in SPLITS if split in wanted and not counts[split]["articles"]]:
         raise InputError(
             f"split {empty[0]!r} would be empty, for the source has only {total} articles; "
-            "choose other fractions (0 for no such split), another seed or a larger source"
+            "choose other fractions (0 for no such split), another seed or a larger source "
+            "(a text file is one article: give a folder of them, or JSON lines)"
         )
 
 
