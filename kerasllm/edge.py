@@ -68,7 +68,9 @@ class EdgeModel:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> Any:
-        """Continue prompts, one after the other; the options are those of `kerasllm.generate`.
+        """Continue prompts, one after the other.
+
+        The options are those of `kerasllm.generate`, but for `repetition_penalty` and `stop`, which this cannot do.
 
         Returns:
             The continuation without the prompt: a string for one prompt, a list for several.

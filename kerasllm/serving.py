@@ -61,7 +61,9 @@ class ServedModel:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> Any:
-        """Continue prompts; the options are those of `kerasllm.generate`, its uniform numbers are TensorFlow's own.
+        """Continue prompts; the uniform numbers are TensorFlow's own.
+
+        The options are those of `kerasllm.generate`, but for `repetition_penalty` and `stop`, which the file lacks.
 
         Returns:
             The continuation without the prompt: a string for one prompt, a list for several.

@@ -171,7 +171,7 @@ class TextEndpoints(tf.Module):
         return tf.RaggedTensor.from_tensor(tf.fill((ids.nrows(), 1), tf.constant(token, tf.int32)))
 
     def _score_document(self, document: tf.Tensor) -> tf.Tensor:
-        """Log probability of all tokens of a document but the first, in the windows of `generation.windows`."""
+        """Log probability of all tokens of a document but the first, in the windows of `evaluation.windows`."""
         context, stride = self._context, self._stride
         targets = tf.shape(document)[0] - 1
         count = 1 + (tf.maximum(targets - context, 0) + stride - 1) // stride

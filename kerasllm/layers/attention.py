@@ -156,8 +156,8 @@ class MultiHeadAttention(keras.layers.Layer):
         if group > 1:
             scores = ops.reshape(scores, (batch, self.num_heads, length, key_length))
         if visible is not None:
-            # Chosen and not added: TensorFlow on a CPU fuses matmul, scaling and an addition into one operation with which
-            # a whole forward pass is about sixty times slower.
+            # Chosen and not added: TensorFlow on a CPU fuses matmul, scaling and an addition into one operation that
+            # makes a whole forward pass about sixty times slower.
             scores = ops.where(visible, scores, _HIDDEN)
         weights = ops.softmax(scores)
         dropped = ops.cast(self.attention_dropout(weights, training=training), self.compute_dtype)
