@@ -45,10 +45,21 @@ class _Number(click.FloatRange):
         return number
 
 
+class _Integer(click.IntRange):
+    """A range of integers that numpy and TensorFlow can hold in 32 bits."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The integer, or a usage error."""
+        number = super().convert(value, param, ctx)
+        if number >= 2**31:
+            self.fail(f"{value} is more than {2**31 - 1}", param, ctx)
+        return number
+
+
 _POSITIVE = _Number(min=0, min_open=True)
 _SHARE = _Number(min=0, max=1, max_open=True)
-_COUNT = click.IntRange(min=1)
-_NATURAL = click.IntRange(min=0)
+_COUNT = _Integer(min=1)
+_NATURAL = _Integer(min=0)
 
 
 def _examples(*lines: str) -> str:

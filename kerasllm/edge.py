@@ -78,7 +78,7 @@ class EdgeModel:
         Raises:
             InputError: A prompt does not fit the context, or an option is out of range.
         """
-        _check_options(max_new_tokens, temperature, top_k, top_p)
+        _check_options(max_new_tokens, temperature, top_k, top_p, seed)
         rows = [prompts] if isinstance(prompts, str) else prompts
         texts = []
         for index, prompt in enumerate(rows):
@@ -214,12 +214,13 @@ def sample(logits: np.ndarray, uniform: float, temperature: float = 0.0, top_k: 
     return int(tokens[min(choice, int((probabilities > 0).sum()) - 1)])
 
 
-def _check_options(max_new_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
+def _check_options(max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int) -> None:
     problems = {
         f"max_new_tokens must be at least 1, received {max_new_tokens}": max_new_tokens < 1,
         f"temperature must be 0 (greedy) or more, received {temperature}": not temperature >= 0,
         f"top_k must be 0 (all) or more, received {top_k}": top_k < 0,
         f"top_p must be more than 0 and at most 1, received {top_p}": not 0 < top_p <= 1,
+        f"seed must be 0 or more, received {seed}": seed < 0,
     }
     for problem, present in problems.items():
         if present:

@@ -103,6 +103,7 @@ class TestAnswers:
             ({"temperature": -0.1}, "temperature"),
             ({"temperature": float("nan")}, "temperature"),
             ({"top_k": -1}, "top_k"),
+            ({"seed": -1}, "seed"),
             ({"top_p": 0.0}, "top_p"),
             ({"top_p": 1.5}, "top_p"),
         ],

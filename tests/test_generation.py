@@ -236,6 +236,9 @@ def test_a_prompt_may_fill_the_context_and_no_more(models):
     ("option", "value"),
     [
         ("max_new_tokens", 0),
+        ("max_new_tokens", 2**31),
+        ("seed", -1),
+        ("top_k", 2**31),
         ("temperature", -1.0),
         ("temperature", float("nan")),
         ("top_k", -1),
@@ -249,6 +252,12 @@ def test_options_out_of_range_are_refused_and_named(models, option, value):
         generate(models["lstm"], BYTES, "a", **{option: value})
     with pytest.raises(InputError, match=f"^{option} must be"):
         list(stream(models["lstm"], BYTES, "a", **{option: value}))
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_a_stream_that_would_not_move_is_refused(models, chunk):
+    with pytest.raises(InputError, match=f"^chunk must be at least 1, received {chunk}$"):
+        next(stream(models["lstm"], BYTES, "a", chunk=chunk))
 
 
 def test_a_bidirectional_model_is_refused():

@@ -162,6 +162,8 @@ def stream(model: LanguageModel, tokenizer: TextCodec, prompt: str, *, chunk: in
     max_new_tokens = options.pop("max_new_tokens", 64)
     seed = options.pop("seed", 0)
     stops = _strings(stop)
+    if chunk < 1:
+        raise InputError(f"chunk must be at least 1, received {chunk}")
     continuations = _Continuations(model, tokenizer, [prompt], max_new_tokens, Sampling(**options), stops, seed)
     emitted = 0
     while not continuations.finished:
@@ -186,7 +188,7 @@ class _Continuations:
         stop: list[str],
         seed: int,
     ) -> None:
-        _check(model, tokenizer, max_new_tokens, sampling)
+        _check(model, tokenizer, max_new_tokens, sampling, seed)
         self.tokenizer, self.stop = tokenizer, stop
         self.drawn, self.max_new_tokens = 0, max_new_tokens
         rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
@@ -258,7 +260,7 @@ def _bucket(count: int) -> int:
     return max(16, 1 << (count - 1).bit_length())
 
 
-def _check(model: LanguageModel, tokenizer: TextCodec, max_new_tokens: int, sampling: Sampling) -> None:
+def _check(model: LanguageModel, tokenizer: TextCodec, max_new_tokens: int, sampling: Sampling, seed: int) -> None:
     if tokenizer.vocabulary_size != model.config.vocabulary_size:
         raise InputError(
             f"the tokenizer has {tokenizer.vocabulary_size} tokens but the model {model.config.vocabulary_size}; "
@@ -267,15 +269,17 @@ def _check(model: LanguageModel, tokenizer: TextCodec, max_new_tokens: int, samp
     if not getattr(model.config, "causal", True):
         raise InputError("a bidirectional model cannot continue text; use one with causal true")
     problems = {
-        "max_new_tokens must be at least 1": max_new_tokens < 1,
+        "max_new_tokens must be at least 1 and at most 2147483647": not 1 <= max_new_tokens < 2**31,
         "temperature must be 0 (greedy) or more": not sampling.temperature >= 0,
-        "top_k must be 0 (all) or more": sampling.top_k < 0,
+        "top_k must be 0 (all) or more, and at most 2147483647": not 0 <= sampling.top_k < 2**31,
         "top_p must be more than 0 and at most 1": not 0 < sampling.top_p <= 1,
         "repetition_penalty must be more than 0": not sampling.repetition_penalty > 0,
+        "seed must be 0 or more": seed < 0,
     }
+    received = {"max_new_tokens": max_new_tokens, "seed": seed}
     for problem, present in problems.items():
         if present:
-            raise InputError(f"{problem}, received {max_new_tokens if 'max_new' in problem else sampling}")
+            raise InputError(f"{problem}, received {received.get(problem.split()[0], sampling)}")
 
 
 def _check_lengths(model: LanguageModel, rows: list[list[int]], max_new_tokens: int) -> None:
