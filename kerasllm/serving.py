@@ -11,6 +11,7 @@ import numpy as np
 from kerasllm.errors import InputError
 from kerasllm.files import read_json
 from kerasllm.text import load_tokenizer
+from kerasllm.text.tokenizer import valid_unicode
 
 
 class ServedModel:
@@ -69,7 +70,7 @@ class ServedModel:
             The continuation without the prompt: a string for one prompt, a list for several.
 
         Raises:
-            InputError: A prompt does not fit the context.
+            InputError: A prompt does not fit the context, or an option is out of range.
         """
         rows = [prompts] if isinstance(prompts, str) else list(prompts)
         text = self._generate(rows, max_new_tokens, temperature, top_k, top_p, seed)["text"].numpy()
@@ -91,29 +92,34 @@ class ServedModel:
 
     def score(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """`log_probability`, `token_count` and `byte_count` of each text, `(batch,)` each."""
-        return {name: value.numpy() for name, value in self._call("score", text=np.array(texts, object)).items()}
+        return {name: value.numpy() for name, value in self._call("score", text=_strings(texts)).items()}
 
     def _generate(self, rows: list[str], count: int, temperature: float, top_k: int, top_p: float, seed: int) -> Any:
-        import tensorflow as tf
-
-        try:
-            return self._call(
-                "generate",
-                text=np.array(rows, object),
-                max_new_tokens=np.int32(count),
-                temperature=np.float32(temperature),
-                top_k=np.int32(top_k),
-                top_p=np.float32(top_p),
-                seed=np.int32(seed),
-            )
-        except tf.errors.InvalidArgumentError as error:
-            # The graph's own message is the first of those that an assertion carries.
-            found = re.search(r"assertion failed: \[([^\]]*)\]", error.message)
-            message = found[1] if found else error.message.splitlines()[0]
-            remedy = "; shorten the prompt or lower max_new_tokens" if "context" in message else ""
-            raise InputError(f"{message.strip()}{remedy}") from None
+        for name, value in (("max_new_tokens", count), ("top_k", top_k), ("seed", seed)):
+            if not 0 <= value < 2**31:
+                raise InputError(f"{name} must be at least 0 and at most {2**31 - 1}, received {value}")
+        return self._call(
+            "generate",
+            text=_strings(rows),
+            max_new_tokens=np.int32(count),
+            temperature=np.float32(temperature),
+            top_k=np.int32(top_k),
+            top_p=np.float32(top_p),
+            seed=np.int32(seed),
+        )
 
     def _call(self, signature: str, **inputs: Any) -> Any:
         import tensorflow as tf
 
-        return self._signatures[signature](**{name: tf.constant(value) for name, value in inputs.items()})
+        try:
+            return self._signatures[signature](**{name: tf.constant(value) for name, value in inputs.items()})
+        except tf.errors.InvalidArgumentError as error:
+            # The graph's own message is the first of those that an assertion carries.
+            found = re.search(r"assertion failed: \[([^\]]*)\]", error.message)
+            message = found[1] if found else error.message.splitlines()[0]
+            shorter = "shorten the prompt or lower max_new_tokens" if signature == "generate" else "give fewer tokens"
+            raise InputError(f"{message.strip()}{f'; {shorter}' if 'context' in message else ''}") from None
+
+
+def _strings(texts: Sequence[str]) -> np.ndarray:
+    return np.array([valid_unicode(text) for text in texts], object)

@@ -61,7 +61,11 @@ class TestAnswers:
             ({"max_new_tokens": 0}, "max_new_tokens"),
             ({"temperature": -0.1}, "temperature"),
             ({"temperature": float("nan")}, "temperature"),
+            ({"max_new_tokens": 2**31}, "max_new_tokens"),
             ({"top_k": -1}, "top_k"),
+            ({"top_k": 2**31}, "top_k"),
+            ({"seed": -1}, "seed"),
+            ({"seed": 2**31}, "seed"),
             ({"top_p": 0.0}, "top_p"),
             ({"top_p": 1.5}, "top_p"),
         ],
@@ -78,6 +82,23 @@ def test_a_prompt_too_long_names_the_context(served):
     assert f"context of {CONTEXT}" in one_line(caught)
     assert served["learned"].context_length == CONTEXT
     assert served["lstm"].context_length is None
+
+
+@pytest.mark.parametrize("name", ["grouped", "learned"])
+def test_too_many_tokens_name_the_context(served, name):
+    assert len(served[name].logits([1] * CONTEXT)) == CONTEXT
+    tokens = np.ones((2, CONTEXT + 1), "int32")
+    for call in (lambda: served[name].logits(tokens[0]), lambda: served[name].score_tokens(tokens, tokens)):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert f"do not fit the context of {CONTEXT} tokens; give fewer tokens" in one_line(caught)
+
+
+def test_half_a_character_is_read_as_the_tokenizer_reads_it(served):
+    broken, whole = ["a\ud800b"], ["a\ufffdb"]
+    assert served["learned"].generate(broken, max_new_tokens=4) == served["learned"].generate(whole, max_new_tokens=4)
+    np.testing.assert_array_equal(served["learned"].tokens(broken, 4), served["learned"].tokens(whole, 4))
+    assert served["learned"].score(broken) == served["learned"].score(whole)
 
 
 def test_the_last_slot_of_the_context_is_used(served):

@@ -116,7 +116,13 @@ class TextEndpoints(tf.Module):
     @tf.function(input_signature=[_tokens("tokens")])
     def logits(self, tokens: tf.Tensor) -> dict[str, tf.Tensor]:
         """float32 `logits` (batch, length, vocabulary_size) of int32 `tokens` (batch, length)."""
-        return {"logits": self._python.model(tokens, training=False)}
+        model = self._python.model
+        if model.max_sequence_length is not None:
+            message = f"the tokens do not fit the context of {model.max_sequence_length} tokens"
+            check = tf.debugging.assert_less_equal(tf.shape(tokens)[1], model.max_sequence_length, message)
+            with tf.control_dependencies([check] if check is not None else []):
+                tokens = tf.identity(tokens)
+        return {"logits": model(tokens, training=False)}
 
     @tf.function(input_signature=[_text()])
     def tokenize(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
