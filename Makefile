@@ -15,7 +15,7 @@ PARALLEL ?= -n 2 --dist loadfile
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 SHOW = awk '/^Collecting|^Installing collected/ { sub(/ from .*| \(from .*|:.*/, ""); print "  " $$0; fflush() }'
 
-.PHONY: help quickstart saved-models install dev test test-fast lint format types
+.PHONY: help quickstart saved-models install dev test test-fast lint format types docs
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -49,6 +49,10 @@ format: $(VENV)/.installed-dev  ## put style and formatting right
 
 types: $(VENV)/.installed-dev  ## type annotations
 	@$(BIN)/mypy
+
+docs: mkdocs.yml | $(BIN)/python  ## the pages of docs/ as a site in build/docs
+	@$(BIN)/python -m mkdocs --version >/dev/null 2>&1 || $(PIP_INSTALL) -e '.[docs]' | $(SHOW)
+	@$(BIN)/python -m mkdocs build
 
 $(BIN)/python:
 	@[ -n "$(PYTHON)" ] || { echo "kerasllm needs Python 3.11 or newer; none found. Name one: make PYTHON=/path/to/python3"; exit 2; }
