@@ -40,6 +40,15 @@ def test_there_are_two_and_they_have_the_same_parts_and_code():
 
 
 @pytest.mark.parametrize("name", READMES)
+def test_no_placeholder_is_left(name):
+    text = READMES[name]
+    assert not re.findall(r"<!-- output:.*?-->(?!\s*^```)", text, re.MULTILINE)
+    assert "Filled from" not in text
+    results = re.search(r"<!-- results -->(.*?)<!-- /results -->", text, re.DOTALL)
+    assert results and re.search(r"^\|", results[1], re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", READMES)
 def test_the_two_commands_come_first(name):
     first = code(READMES[name], "sh")[0].splitlines()
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
