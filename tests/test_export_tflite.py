@@ -234,7 +234,7 @@ def test_a_file_that_answers_differently_is_refused_and_not_left(tmp_path, monke
     monkeypatch.setattr("kerasllm.export.tflite._convert", lambda *_: other)
     with pytest.raises(InputError) as caught:
         export_tflite(twin, tmp_path / "m.tflite", **SMALL_LENGTHS)
-    assert "differ" in one_line(caught)
+    assert "differ" in one_line(caught) and one_line(caught).endswith("; report this as a bug")
     assert leftovers(tmp_path) == []
 
 
@@ -285,6 +285,32 @@ def test_a_bidirectional_model_is_refused(tmp_path):
     with pytest.raises(InputError) as caught:
         export_tflite(TransformerLanguageModel({**config, "causal": False}), tmp_path / "m.tflite", **SMALL_LENGTHS)
     assert "causal" in one_line(caught)
+
+
+@pytest.mark.parametrize(("name", "message"), [("m.tflite", "is a folder"), ("m.bin", "end in .tflite"), ("m", "end")])
+def test_a_path_that_no_file_can_have_is_refused_first(tmp_path, monkeypatch, name, message):
+    monkeypatch.setattr("kerasllm.export.tflite.check_pair", None)
+    (tmp_path / "m.tflite").mkdir()
+    with pytest.raises(InputError) as caught:
+        export_tflite(pair("lstm")[0], tmp_path / name, overwrite=True)
+    assert message in one_line(caught)
+    assert leftovers(tmp_path) == ["m.tflite"]
+
+
+def test_an_interrupted_export_leaves_no_new_model_beside_the_old_tokenizer(tmp_path, monkeypatch):
+    model, tokenizer = pair("lstm")
+    (tmp_path / "m.tflite").write_bytes(b"old")
+    ByteTokenizer().save(tmp_path)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(tokenizer), "save", interrupted)
+    monkeypatch.setattr("kerasllm.export.tflite._convert", lambda *_: tflite("lstm").read_bytes())
+    with pytest.raises(KeyboardInterrupt):
+        export_tflite(model, tmp_path / "m.tflite", tokenizer, overwrite=True, **SMALL_LENGTHS)
+    assert (tmp_path / "m.tflite").read_bytes() == b"old"
+    assert leftovers(tmp_path) == ["m.tflite", "tokenizer.json"]
 
 
 def test_the_tokenizer_of_another_model_beside_the_file_is_not_overwritten(tmp_path):

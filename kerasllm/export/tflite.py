@@ -47,7 +47,7 @@ def export_tflite(
 
     Args:
         model: A built language model, causal.
-        path: The file, such as `model.tflite`.
+        path: The file, such as `model.tflite`; it must end so.
         tokenizer: Its tokenizer, written beside the file where given.
         quantization: `None` (float32), `"float16"` (weights) or `"int8"` (weights, dynamic range).
         context_length: Slots of a Transformer's KV caches, in tokens; the model's own context by default.
@@ -60,10 +60,14 @@ def export_tflite(
         The path.
 
     Raises:
-        InputError: The file or another tokenizer exists, a length does not fit, the model needs operations that TFLite
-            lacks, or the file does not answer as Keras does.
+        InputError: The file or another tokenizer exists, the name does not end in `.tflite`, a length does not fit, the
+            model needs operations that TFLite lacks, or the file does not answer as Keras does.
     """
     path = Path(path)
+    if path.suffix != ".tflite":
+        raise InputError(f"{path}: must end in .tflite; rename the output")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; choose another output")
     if path.exists() and not overwrite:
         raise InputError(f"{path}: exists already; choose another output or pass overwrite (--overwrite)")
     if quantization not in QUANTIZATIONS:
@@ -79,8 +83,10 @@ def export_tflite(
     _check(content, model, context_length, quantization)
     with atomic_file(path) as file:
         file.write(content)
-    if tokenizer is not None:
-        tokenizer.save(path.parent)
+        # Before the file gets its name, or an interruption could leave a new model beside the old tokenizer, which
+        # would run and answer nonsense. An old model beside the new tokenizer is what remains; `--overwrite` again.
+        if tokenizer is not None:
+            tokenizer.save(path.parent)
     return path
 
 
@@ -197,8 +203,9 @@ def _check(content: bytes, model: LanguageModel, context_length: int, quantizati
         expected, state = model(tokens, state=state, training=False)
         difference = float(np.abs(outputs.pop("logits") - np.array(expected)).max())
         if not difference <= _TOLERANCE[quantization]:
+            remedy = "report this as a bug" if quantization is None else "export without quantization"
             raise InputError(
                 f"the TFLite file's logits differ from Keras' by {difference:.2g}, more than "
-                f"{_TOLERANCE[quantization]:.2g}; export without quantization"
+                f"{_TOLERANCE[quantization]:.2g}; {remedy}"
             )
         inputs = outputs
