@@ -49,7 +49,7 @@ def save(
     """Write a model folder.
 
     Args:
-        model: A built language model.
+        model: A language model; built here where it is not.
         tokenizer: Its tokenizer.
         folder: Where to write.
         overwrite: Replace what is there.
@@ -60,6 +60,8 @@ def save(
     Raises:
         InputError: The folder exists.
     """
+    if not model.built:
+        model.build()
     with atomic_folder(folder, overwrite=overwrite) as target:
         write_json(target / _CONFIG, description(model))
         write_weights(model, target / WEIGHTS)

@@ -81,6 +81,14 @@ def test_the_folder_holds_data_and_no_code(saved):
     assert leftovers(saved["lstm"]) == names
 
 
+def test_a_model_that_was_never_called_is_built_and_saved(tmp_path):
+    model = LSTMLanguageModel(TINY)
+    loaded, _ = kerasllm.load(kerasllm.save(model, ByteTokenizer(), tmp_path / "m"))
+    assert model.weights
+    for ours, theirs in zip(model.weights, loaded.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
 def test_an_existing_folder_is_refused_unless_it_may_be_replaced(tiny):
     model, tokenizer = kerasllm.load(tiny)
     with pytest.raises(InputError) as caught:
