@@ -60,7 +60,9 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         InputError: The destination exists and `overwrite` is false, or it is a file.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or (not overwrite and any(path.iterdir()))):
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; choose another output")
+    if path.exists() and not overwrite and any(path.iterdir()):
         raise InputError(f"{path}: exists already; choose another output or pass overwrite (--overwrite)")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))

@@ -263,6 +263,13 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path, monkeypatch, error):
     assert leftovers(tmp_path) == []
 
 
+def test_a_file_in_the_way_is_refused_whatever_may_be_replaced(tmp_path):
+    (tmp_path / "1").write_text("mine")
+    with pytest.raises(InputError) as caught:
+        export_saved_model(*pair("lstm"), tmp_path / "1", overwrite=True)
+    assert one_line(caught).endswith("is a file; choose another output")
+
+
 def test_a_failed_overwrite_keeps_what_was_there(tmp_path, monkeypatch):
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "old").write_text("x")
