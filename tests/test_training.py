@@ -11,8 +11,7 @@ from kerasllm import folder
 from kerasllm.data import prepare
 from kerasllm.errors import InputError
 from kerasllm.files import write_json
-from kerasllm.training import job
-from kerasllm.training import train as training
+from kerasllm.training import fit, job
 from kerasllm.training.fit import TrainingOptions, _continued, train
 
 TINY = {"epochs": 0.01, "batch_size": 2, "sequence_length": 16, "evaluations": 1}
@@ -45,10 +44,10 @@ def test_ctrl_c_before_the_first_validation_keeps_the_model_of_an_earlier_traini
     with pytest.raises(KeyboardInterrupt):
         job.train_to_folder(arguments[0], str(arguments[1]), out, overwrite=True, **TINY)
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
-    assert not (out / training.BEST).exists()
+    assert not (out / fit.BEST).exists()
     assert events and not events & {path.name for path in out.rglob("*events*")}
     monkeypatch.setattr(job, "train", interrupted)
-    (out / training.BEST).touch()  # as if Ctrl-C came before anything was removed
+    (out / fit.BEST).touch()  # as if Ctrl-C came before anything was removed
     with pytest.raises(KeyboardInterrupt):
         job.train_to_folder(arguments[0], str(arguments[1]), out, overwrite=True, **TINY)
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
@@ -64,8 +63,8 @@ def test_samples_fit_the_context(corpus, length):
 
 
 def test_a_bidirectional_model_is_refused(corpus, tmp_path):
-    (tmp_path / training.BEST).touch()
+    (tmp_path / fit.BEST).touch()
     with pytest.raises(InputError) as caught:
         train(byte_model(TRANSFORMERS["llama"], causal=False), corpus, tmp_path, TrainingOptions(**TINY))
     assert "bidirectional" in one_line(caught)
-    assert (tmp_path / training.BEST).exists()
+    assert (tmp_path / fit.BEST).exists()
