@@ -18,8 +18,8 @@ WORDS = {
         "head": "| bits per byte on held-out articles | English | Chinese |",
         "note": (
             "English: {en[documents]} articles, {en[tokens]:,} tokens, {en[words]:,} words, {en[bytes]:,} bytes; "
-            "Chinese: {zh[documents]} articles, {zh[tokens]:,} tokens, {zh[bytes]:,} bytes. Context {en[context]}, stride "
-            "{en[stride]}. Lower is better. Measured on the SavedModel and on the TFLite file too, with the same "
+            "Chinese: {zh[documents]} articles, {zh[tokens]:,} tokens, {zh[bytes]:,} bytes. Context {en[context]}, "
+            "stride {en[stride]}. Lower is better. Measured on the SavedModel and on the TFLite file too, with the same "
             "result: greedy continuations equal, logits within {difference:.0e}. `make quickstart` took "
             "{seconds:.0f} s after the install ({device}, commit {commit})."
         ),
@@ -29,7 +29,8 @@ WORDS = {
         "note": (
             "英文：{en[documents]} 篇文章，{en[tokens]:,} 个词元，{en[words]:,} 个词，{en[bytes]:,} 字节；中文："
             "{zh[documents]} 篇文章，{zh[tokens]:,} 个词元，{zh[bytes]:,} 字节。"
-            "上下文 {en[context]}，步幅 {en[stride]}。越低越好。SavedModel 和 TFLite 文件各自测得的结果相同：贪心续写一致，logits 相差不超过 {difference:.0e}。"
+            "上下文 {en[context]}，步幅 {en[stride]}。越低越好。"
+            "SavedModel 和 TFLite 文件各自测得的结果相同：贪心续写一致，logits 相差不超过 {difference:.0e}。"
             "安装之后 `make quickstart` 用了 {seconds:.0f} 秒（{device}，提交 {commit}）。"
         ),
     },
