@@ -40,23 +40,38 @@ class EdgeModel:
             raise InputError(f"{path}: is not a TFLite file ({str(error).splitlines()[0]}); export it anew") from None
         if "decode" not in names:
             raise InputError(f"{path}: has no signature 'decode'; export it with `kerasllm export --format tflite`")
-        self.tokenizer = load_tokenizer(self.path.parent)
         self._runners = {name: self._interpreter.get_signature_runner(name) for name in names}
-        self._prefill_lengths = _lengths(names, "prefill_")
-        self.score_lengths = _lengths(names, "score_")
-        details = self._runners["decode"].get_input_details()
-        self._placed = "input_pos" in details
-        self._state_shapes = {
-            name: tuple(detail["shape"]) for name, detail in details.items() if name not in ("tokens", "input_pos")
-        }
-        caches = [shape[2] for name, shape in self._state_shapes.items() if name.startswith("kv_cache")]
-        self.context_length: int | None = int(min(caches)) if caches else None
-        self.vocabulary_size = int(self._runners["decode"].get_output_details()["logits"]["shape"][-1])
+        try:
+            self._prefill_lengths, self.score_lengths = _lengths(names, "prefill_"), _lengths(names, "score_")
+            self._describe()
+        except (KeyError, ValueError, IndexError) as error:
+            raise InputError(
+                f"{path}: is no language model that kerasllm exported ({error}); "
+                "export it with `kerasllm export --format tflite`"
+            ) from None
+        self.tokenizer = load_tokenizer(self.path.parent)
         if self.tokenizer.vocabulary_size != self.vocabulary_size:
             raise InputError(
                 f"{path}: has {self.vocabulary_size} tokens but the tokenizer beside it has "
                 f"{self.tokenizer.vocabulary_size}; copy both from the same export"
             )
+
+    def _describe(self) -> None:
+        """Read from `decode` what the file takes and gives."""
+        details = self._runners["decode"].get_input_details()
+        self._placed = "input_pos" in details
+        self._state_shapes = {
+            name: tuple(detail["shape"]) for name, detail in details.items() if name not in ("tokens", "input_pos")
+        }
+        outputs = self._runners["decode"].get_output_details()
+        for name in ("logits", *self._state_shapes):
+            if name not in outputs:
+                raise ValueError(f"'decode' does not return {name!r}")
+        if tuple(details["tokens"]["shape"]) != (1, 1) or len(outputs["logits"]["shape"]) != 3:
+            raise ValueError("'decode' does not turn one token into logits")
+        caches = [shape[2] for name, shape in self._state_shapes.items() if name.startswith("kv_cache")]
+        self.context_length: int | None = int(min(caches)) if caches else None
+        self.vocabulary_size = int(outputs["logits"]["shape"][-1])
 
     def generate(
         self,

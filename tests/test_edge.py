@@ -188,15 +188,26 @@ def test_a_truncated_file_is_refused(tmp_path, part):
     assert "model.tflite" in refused(folder / "model.tflite")
 
 
-def test_a_file_of_something_else_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("names", "output", "message"),
+    [
+        (["add"], "logits", "no signature 'decode'"),
+        (["decode"], "scores", "'decode' does not return 'logits'"),
+        (["decode"], "logits", "does not turn one token into logits"),
+        (["decode", "prefill_8_x"], "logits", "8_x"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(tmp_path, names, output, message):
     import tensorflow as tf
 
-    function = tf.function(lambda x: x + 1.0).get_concrete_function(tf.TensorSpec((1,), tf.float32))
-    module = tf.Module()
-    tf.saved_model.save(module, str(tmp_path / "sm"), signatures={"add": function})
-    content = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "sm"), signature_keys=["add"]).convert()
+    function = tf.function(lambda tokens: {output: tokens + 1.0})
+    concrete = function.get_concrete_function(tf.TensorSpec((1,), tf.float32, name="tokens"))
+    signatures = dict.fromkeys(names, concrete)
+    tf.saved_model.save(tf.Module(), str(tmp_path / "sm"), signatures=signatures)
+    content = tf.lite.TFLiteConverter.from_saved_model(str(tmp_path / "sm"), signature_keys=names).convert()
     (tmp_path / "m.tflite").write_bytes(content)
-    assert "no signature 'decode'" in refused(tmp_path / "m.tflite")
+    ByteTokenizer().save(tmp_path)
+    assert message in refused(tmp_path / "m.tflite")
 
 
 def test_a_file_without_its_tokenizer_is_refused(tmp_path):
