@@ -217,6 +217,13 @@ def test_shapes_that_cannot_work_are_refused_and_named():
 
 
 @pytest.mark.parametrize("layer", [MultiHeadAttention(2), TransformerBlock(2, 8)], ids=lambda layer: layer.name)
+def test_a_cache_without_causal_attention_is_refused(layer):
+    cache = np.zeros((2, 1, 2, 4, 4), "float32")
+    with pytest.raises(ValueError, match=r"a cache needs causal=True"):
+        layer(np.zeros((1, 1, 8), "float32"), cache=(cache[0], cache[1]))
+
+
+@pytest.mark.parametrize("layer", [MultiHeadAttention(2), TransformerBlock(2, 8)], ids=lambda layer: layer.name)
 def test_attention_scores_are_a_symbolic_output_too(layer):
     symbols = keras.Input((5, 8))
     outputs = layer(symbols, return_attention_scores=True)

@@ -20,6 +20,8 @@ class MultiHeadAttention(keras.layers.Layer):
     Vaswani et al. 2017, arXiv:1706.03762, equation 1 and section 3.2.2. With fewer key-value heads than query heads
     it is grouped-query attention (Ainslie et al. 2023, arXiv:2305.13245). The softmax is computed in float32.
 
+    A mask that Keras carries with a tensor (`Embedding(mask_zero=True)`) is passed on and not read: give `key_mask`.
+
     Args:
         num_heads: Query heads.
         num_key_value_heads: Key-value heads; divides `num_heads`, which is the default.
@@ -34,7 +36,7 @@ class MultiHeadAttention(keras.layers.Layer):
         context: Keys and values come from here: `(batch, context_length, context_dim)`; `inputs` by default.
         key_mask: Optional boolean `(batch, context_length)`, true where a key is real.
         cache: Optional pair of tensors `(batch, num_key_value_heads, cache_length, head_dim)`: the new keys and
-            values are written at `position`, and all slots up to there are attended to.
+            values are written at `position`, and all slots up to there are attended to. Needs `causal`.
         position: Slot of the first input in the cache, an integer or `()` int32.
         left_padding: Optional int32 `(batch,)`, empty slots at the start of each row; rotary positions count from
             there.
@@ -45,7 +47,7 @@ class MultiHeadAttention(keras.layers.Layer):
         `(batch, num_heads, length, key_length)`; with `cache` also the new cache, last.
 
     Raises:
-        ValueError: A head count is not positive, or the head counts do not divide.
+        ValueError: A head count is not positive, the head counts do not divide, or a cache is given without `causal`.
     """
 
     def __init__(
@@ -118,6 +120,8 @@ class MultiHeadAttention(keras.layers.Layer):
         training: bool | None = None,
     ) -> Any:
         """See the class."""
+        if cache is not None and not self.causal:
+            raise ValueError(f"{self.name}: a cache needs causal=True, or empty slots would be attended to")
         context = inputs if context is None else context
         query = self._split_heads(self.query(inputs), self.num_heads)
         key = self._split_heads(self.key(context), self.num_key_value_heads)

@@ -40,6 +40,9 @@ def make_norm(kind: str, epsilon: float, use_bias: bool, dtype: Any, name: str) 
 class TransformerBlock(keras.layers.Layer):
     """Attention and feed-forward with residuals and norms; encoder, decoder and cross-attending decoder alike.
 
+    A mask that Keras carries with a tensor (`Embedding(mask_zero=True)`) is passed on and not read: give
+    `padding_mask`.
+
     Args:
         num_heads: Query heads.
         intermediate_dim: Width inside the feed-forward layer.
@@ -60,7 +63,7 @@ class TransformerBlock(keras.layers.Layer):
         padding_mask: Optional boolean `(batch, length)`, true where a token is real.
         context: What cross-attention reads: `(batch, context_length, context_dim)`.
         context_mask: Optional boolean `(batch, context_length)`.
-        cache: Optional pair of self-attention tensors, see `MultiHeadAttention`.
+        cache: Optional pair of self-attention tensors, see `MultiHeadAttention`; needs `causal`.
         position: Slot of the first input in the cache.
         left_padding: Optional int32 `(batch,)`, empty slots at the start of each row.
         return_attention_scores: Whether to return the self-attention weights too.
@@ -69,7 +72,8 @@ class TransformerBlock(keras.layers.Layer):
         `(batch, length, hidden_dim)`; then the weights and the new cache, where asked for.
 
     Raises:
-        ValueError: An argument is out of range, or `context` is given without `cross_attention` or lacks with it.
+        ValueError: An argument is out of range, `context` is given without `cross_attention` or lacks with it, or a
+            cache is given without `causal`.
     """
 
     def __init__(
