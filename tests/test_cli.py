@@ -281,7 +281,7 @@ def test_a_page_without_text_is_skipped_and_counted_and_a_huge_one_is_kept(tmp_p
         ("export {w}/run --format tflite --out {w}/edge/model.tflite", "exists already"),
         ("export {w}/run --format saved-model --out {w}/saved/1", "exists already"),
         ("export {w}/run --format saved-model --out {t}/x --quantization int8", "for --format tflite"),
-        ("export {w}/run --format tflite --out {t}/x --context-length 129", "more than the model's 128"),
+        ("export {w}/run --format tflite --out {t}/x.tflite --context-length 129", "more than the model's 128"),
         ("nothing", "No such command 'nothing'"),
     ],
 )
