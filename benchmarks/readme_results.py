@@ -17,11 +17,12 @@ WORDS = {
     "README.md": {
         "head": "| bits per byte on held-out articles | English | Chinese |",
         "note": (
-            "English: {en[documents]} articles, {en[tokens]:,} tokens, {en[words]:,} words, {en[bytes]:,} bytes; "
-            "Chinese: {zh[documents]} articles, {zh[tokens]:,} tokens, {zh[bytes]:,} bytes. Context {en[context]}, "
-            "stride {en[stride]}. Lower is better. Measured on the SavedModel and on the TFLite file too, with the same "
-            "result: greedy continuations equal, logits within {difference:.0e}. `make quickstart` took "
-            "{seconds:.0f} s after the install ({device}, commit {commit})."
+            "English: {en[documents]} articles, {en[tokens]:,} tokens, {en[words]:,} words, {en[bytes]:,} bytes. "
+            "Chinese: {zh[documents]} articles, {zh[tokens]:,} tokens, {zh[bytes]:,} bytes. "
+            "Context {en[context]}, stride {en[stride]}. Lower is better. "
+            "Measured on the SavedModel and on the TFLite file too, with the same result: greedy continuations equal, "
+            "logits within {difference:.0e}. "
+            "`make quickstart` took {seconds:.0f} s after the install ({device}, commit {commit})."
         ),
     },
     "README.zh-CN.md": {

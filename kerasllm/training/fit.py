@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,47 +80,49 @@ def train(
     """
     options = options or TrainingOptions()
     _check(model, corpus, options)
-    folder = Path(folder)
-    # Else an interruption would find the weights of an earlier training, and TensorBoard draw both trainings as one.
-    (folder / BEST).unlink(missing_ok=True)
-    shutil.rmtree(folder / "logs", ignore_errors=True)
     shape: dict[str, Any] = {"batch_size": options.batch_size, "sequence_length": options.sequence_length}
     training = corpus.dataset("train", **shape, seed=options.seed, repeat=True)
     validation = corpus.dataset("validation", **shape)
     tokens_per_step = options.batch_size * options.sequence_length
     steps = max(1, round(options.epochs * len(corpus.tokens("train")) / tokens_per_step))
     evaluations = min(options.evaluations, steps)
-    steps_per_evaluation = steps // evaluations
     if not model.built:
         model.build()
     model.compile(optimizer=optimizer(options, steps))
-
-    def sample() -> Mapping[str, str]:
-        return _continued(model, corpus.tokenizer, prompts)
+    folder = _cleared(Path(folder))
 
     with BestWeights(folder / BEST) as best:
         history = model.fit(
             training,
             validation_data=validation,
             epochs=evaluations,
-            steps_per_epoch=steps_per_evaluation,
+            steps_per_epoch=steps // evaluations,
             shuffle=False,  # the windows are
             verbose=verbose,
             callbacks=[
                 StopOnNaN(),
                 best,
                 keras.callbacks.EarlyStopping("val_loss", patience=options.patience),
-                TensorBoard(folder / "logs", sample=sample if prompts else None),
+                TensorBoard(folder / "logs", sample=lambda: _continued(model, corpus.tokenizer, prompts)),
             ],
         ).history
     seen = range(1, len(history["loss"]) + 1)
-    return {**history, "tokens": [float(n * steps_per_evaluation * tokens_per_step) for n in seen]}
+    return {**history, "tokens": [float(n * (steps // evaluations) * tokens_per_step) for n in seen]}
+
+
+def _cleared(folder: Path) -> Path:
+    """The folder without an earlier training: an interruption would find its weights, TensorBoard draw both as one."""
+    (folder / BEST).unlink(missing_ok=True)
+    shutil.rmtree(folder / "logs", ignore_errors=True)
+    return folder
 
 
 def _continued(
     model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int = 48
 ) -> dict[str, str]:
     """Continuations by prompt; prompts that need more than half of the context are cut short."""
+    if not prompts:
+        return {}
     limit = model.max_sequence_length
     if limit is None:
         starts = list(prompts)
@@ -129,7 +131,9 @@ def _continued(
     else:
         starts = [_shortened(prompt, tokenizer, limit // 2) for prompt in prompts]
         max_new_tokens = min(max_new_tokens, limit - limit // 2)
-    return dict(zip(starts, generate(model, tokenizer, starts, max_new_tokens=max_new_tokens), strict=True))
+    # Sampled: greedy continuations of a young model are one phrase over and over.
+    texts = generate(model, tokenizer, starts, max_new_tokens=max_new_tokens, temperature=0.7, top_p=0.9)
+    return dict(zip(starts, texts, strict=True))
 
 
 def _shortened(prompt: str, tokenizer: Tokenizer, limit: int) -> str:
