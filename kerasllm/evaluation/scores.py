@@ -116,13 +116,7 @@ def evaluate(
         InputError: There is nothing to score, a score is not a number, context or stride do not fit, or the texts are
             not as many as the documents.
     """
-    limit = getattr(scorer, "context_length", None)
-    context = default_context(scorer) if context is None else context
-    stride = max(1, context // 2) if stride is None else stride
-    if context > (limit or context):
-        raise InputError(f"context {context} is more than the model's context of {limit}; lower it")
-    if not 1 <= stride <= context:
-        raise InputError(f"stride {stride} must be at least 1 and at most the context, {context}")
+    context, stride = _window(scorer, context, stride)
     count = 0
 
     def counted() -> Iterable[np.ndarray]:
@@ -152,6 +146,18 @@ def evaluate(
     if texts_read != count:
         raise InputError(f"{count} documents but {texts_read} texts; give the text of each document")
     return Evaluation(nll, len(predicted), words, size, count, context, stride, lossless), predicted
+
+
+def _window(scorer: Scorer, context: int | None, stride: int | None) -> tuple[int, int]:
+    """Context and stride, by default or as asked for."""
+    limit = getattr(scorer, "context_length", None)
+    context = default_context(scorer) if context is None else context
+    stride = max(1, context // 2) if stride is None else stride
+    if context > (limit or context):
+        raise InputError(f"context {context} is more than the model's context of {limit}; lower it")
+    if not 1 <= stride <= context:
+        raise InputError(f"stride {stride} must be at least 1 and at most the context, {context}")
+    return context, stride
 
 
 def default_context(scorer: Scorer) -> int:

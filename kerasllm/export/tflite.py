@@ -64,17 +64,10 @@ def export_tflite(
             model needs operations that TFLite lacks, or the file does not answer as Keras does.
     """
     path = Path(path)
-    if path.suffix != ".tflite":
-        raise InputError(f"{path}: must end in .tflite; rename the output")
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; choose another output")
-    if path.exists() and not overwrite:
-        raise InputError(f"{path}: exists already; choose another output or pass overwrite (--overwrite)")
+    _check_place(path, tokenizer, overwrite)
     if quantization not in QUANTIZATIONS:
         raise InputError(f"quantization must be one of {QUANTIZATIONS}, received {quantization!r}")
     check_pair(model, tokenizer)
-    if tokenizer is not None and not overwrite:
-        _check_place(tokenizer, path.parent)
     context_length, prefill, score = _lengths(model, context_length, prefill_lengths, score_lengths)
     model = _as_float32(model)
     with without_cudnn(model), _fused_lookup(model):
@@ -90,9 +83,20 @@ def export_tflite(
     return path
 
 
-def _check_place(tokenizer: Tokenizer, folder: Path) -> None:
-    """Refuse a folder with a tokenizer that another file needs."""
-    if (folder / "tokenizer.json").exists() and load_tokenizer(folder).fingerprint != tokenizer.fingerprint:
+def _check_place(path: Path, tokenizer: Tokenizer | None, overwrite: bool) -> None:
+    """Refuse an output of another kind, one that exists, and a folder with a tokenizer that another file needs."""
+    if path.suffix != ".tflite":
+        raise InputError(f"{path}: must end in .tflite; rename the output")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; choose another output")
+    if overwrite:
+        return
+    if path.exists():
+        raise InputError(f"{path}: exists already; choose another output or pass overwrite (--overwrite)")
+    folder = path.parent
+    if tokenizer is None or not (folder / "tokenizer.json").exists():
+        return
+    if load_tokenizer(folder).fingerprint != tokenizer.fingerprint:
         raise InputError(f"{folder}: holds another model's tokenizer; choose another folder, or pass overwrite")
 
 
