@@ -349,6 +349,13 @@ def test_prefill_and_decode_are_pure_functions_of_tensors(models):
     assert np.array(decode(model, done, uniforms, 0, 8, **options).tokens).tolist() == [[BYTES.eos_id] * 8] * 2
 
 
+def test_tokens_seen_are_those_of_the_prompt_and_no_padding(models):
+    tokens, padding = left_pad([[256, 97, 97], [5], [256, *b"quick"]], BYTES.eos_id)
+    seen = np.array(prefill(models["lstm"], tokens, padding, 8, BYTES.eos_id).seen)
+    assert seen.shape == (3, 258) and seen.dtype == bool
+    assert [set(np.flatnonzero(row)) for row in seen] == [{97, 256}, {5}, {256, *b"quick"}]
+
+
 def test_left_pad_rounds_up_but_not_beyond_the_bound():
     for length, bound, expected in ((1, None, 16), (16, None, 16), (17, None, 32), (17, 20, 20), (3, 8, 8)):
         tokens, padding = left_pad([[5] * length, [6]], 9, bound)

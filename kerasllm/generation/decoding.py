@@ -54,15 +54,25 @@ def prefill(model: LanguageModel, prompts: Any, padding: Any, capacity: int, eos
     if prompts.shape[1] != 1:
         # The last prompt token is read by the first step, which needs its logits.
         _, state = model.encode(prompts[:, :-1], state=state, training=False)
-    real = ops.arange(length, dtype="int32")[None, :] >= padding[:, None]
-    one_hot = ops.one_hot(ops.where(real, prompts, -1), model.config.vocabulary_size, dtype="bool")
     return Decoding(
         state=state,
         token=prompts[:, -1],
         done=ops.zeros((batch,), "bool"),
-        seen=ops.any(one_hot, axis=1),
+        seen=_seen(prompts, padding, model.config.vocabulary_size),
         tokens=ops.full((batch, capacity), eos_id, "int32"),
     )
+
+
+def _seen(prompts: Any, padding: Any, vocabulary_size: int) -> Any:
+    """Which tokens stand in each row, without a one-hot vector for each of them; boolean `(batch, vocabulary_size)`."""
+    batch, length = ops.shape(prompts)[0], ops.shape(prompts)[1]
+    slots = ops.arange(length, dtype="int32")[None, :]
+    # Empty slots write to a column of their own, which is cut off.
+    columns = ops.where(slots >= padding[:, None], prompts, vocabulary_size)
+    rows = ops.arange(batch, dtype="int32")[:, None] + ops.zeros_like(slots)
+    places = ops.reshape(ops.stack([rows, columns], axis=-1), (-1, 2))
+    counts = ops.zeros((batch, vocabulary_size + 1), "float32")
+    return ops.scatter_update(counts, places, ops.ones((batch * length,), "float32"))[:, :-1] > 0
 
 
 def decode(
