@@ -57,7 +57,10 @@ docs: mkdocs.yml | $(BIN)/python  ## the pages of docs/ as a site in build/docs
 $(BIN)/python:
 	@[ -n "$(PYTHON)" ] || { echo "kerasllm needs Python 3.11 or newer; none found. Name one: make PYTHON=/path/to/python3"; exit 2; }
 	@echo "Making $(VENV) with $(PYTHON)"
-	@$(PYTHON) -m venv $(VENV)
+	@[ -e "$(VENV)" ] && there=yes || there=; \
+	$(PYTHON) -m venv $(VENV) || { \
+		[ -n "$$there" ] || rm -rf "$(VENV)"; \
+		echo "$(PYTHON) cannot make $(VENV) (on Debian and Ubuntu: apt install python3-venv)"; exit 2; }
 
 # The stamps make a second call instant; a change of the requirements installs anew.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
