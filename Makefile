@@ -24,7 +24,7 @@ quickstart: $(VENV)/.installed  ## train two small language models, generate, ex
 	@$(BIN)/kerasllm quickstart
 
 saved-models: quickstart  ## quickstart, then publish its two models in saved_models/
-	@for name in lstm transformer; do \
+	@mkdir -p saved_models; for name in lstm transformer; do \
 		rm -rf saved_models/quickstart-$$name; \
 		cp -r runs/quickstart/$$name saved_models/quickstart-$$name; \
 	done
