@@ -169,7 +169,7 @@ def quickstart(
     out: str | os.PathLike[str] = "runs/quickstart",
     *,
     vocabulary_size: int = 2048,
-    epochs: float = 2.0,
+    epochs: float = 1.25,
 ) -> dict[str, Any]:
     """Train, evaluate, export and verify an LSTM and a Transformer on a corpus.
 
