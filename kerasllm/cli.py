@@ -303,7 +303,7 @@ def export(
 )
 @click.option("--vocabulary-size", default=2048, type=_COUNT, show_default=True, help="Number of token ids.")
 @click.option(
-    "--epochs", default=1.25, type=_POSITIVE, show_default=True, help="Times the training tokens are seen by each model."
+    "--epochs", default=1.25, type=_POSITIVE, show_default=True, help="Passes of each model over the training text."
 )
 def quickstart(source: str, out: str, vocabulary_size: int, epochs: float) -> None:
     """Dump in, two trained, exported and verified language models out."""
