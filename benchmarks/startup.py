@@ -16,7 +16,11 @@ LIMITS = {"python -c pass": None, "import kerasllm": 0.3, "kerasllm --help": 1.0
 COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "import kerasllm": [sys.executable, "-c", "import kerasllm"],
-    "kerasllm --help": [sys.executable, "-c", "from kerasllm.cli import main; main(['--help'])"],
+    "kerasllm --help": [sys.executable, "-m", "kerasllm.cli", "--help"],
+        sys.executable,
+        "-c",
+        "import sys; from kerasllm.cli import main; sys.argv = ['kerasllm', '--help']; main()",
+    ],
 }
 
 
