@@ -17,10 +17,6 @@ COMMANDS = {
     "python -c pass": [sys.executable, "-c", "pass"],
     "import kerasllm": [sys.executable, "-c", "import kerasllm"],
     "kerasllm --help": [sys.executable, "-m", "kerasllm.cli", "--help"],
-        sys.executable,
-        "-c",
-        "import sys; from kerasllm.cli import main; sys.argv = ['kerasllm', '--help']; main()",
-    ],
 }
 
 
