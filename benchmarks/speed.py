@@ -4,7 +4,7 @@
 
 Each measurement runs in a process of its own; the peers take turns, several rounds in one run, and medians are stored
 in benchmarks/results/speed.json with commit and device. Memory is given for the whole process and above its imports.
-Keras and kerasllm train without XLA, which is slower here (docs/LOG.md); PyTorch runs eagerly.
+Keras and kerasllm run without XLA and PyTorch eagerly: no peer was tried in its other modes.
 """
 
 import argparse

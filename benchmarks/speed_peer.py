@@ -104,7 +104,7 @@ def measure_keras(kind: str) -> dict[str, float]:
         tie_word_embeddings=True,
     )
     model = keras_hub.models.LlamaCausalLM(backbone)
-    # XLA, Keras' choice, halves the speed of training here, ours and theirs; `generate` keeps it.
+    # Without XLA, as ours; KerasHub's `generate` then does without it too, which may not be its best.
     model.compile(keras.optimizers.AdamW(1e-3, global_clipnorm=1.0), loss, sampler="greedy", jit_compile=False)
 
     def with_mask(tokens: np.ndarray) -> dict[str, np.ndarray]:
