@@ -97,8 +97,38 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class RotaryScaling:
+    """How Llama 3.1 and later stretch rotary wavelengths beyond the context they were first trained on.
+
+    Wavelengths longer than `original_length / low_frequency_factor` are multiplied by `factor`, those shorter than
+    `original_length / high_frequency_factor` stay, and between them the rate is interpolated (Grattafiori et al. 2024,
+    arXiv:2407.21783, section 3.2; the formula is that of the published reference code).
+
+    Args:
+        factor: By how much long wavelengths grow.
+        low_frequency_factor: See above.
+        high_frequency_factor: See above; greater than `low_frequency_factor`.
+        original_length: Context of the first training, in tokens.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_length: int
+
+    def __post_init__(self) -> None:
+        _more_than(self, "factor", 0)
+        _more_than(self, "low_frequency_factor", 0)
+        _more_than(self, "high_frequency_factor", self.low_frequency_factor)
+        _positive(self, "original_length")
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerConfig(ModelConfig):
-    """A Transformer: GPT-2, LLaMA and the published variants between them are switches of one block.
+    """A Transformer: GPT-2, LLaMA, BERT and the published variants between them are switches of one block.
 
     Args:
         vocabulary_size: Number of token ids.
@@ -111,12 +141,20 @@ class TransformerConfig(ModelConfig):
         max_sequence_length: Longest context in tokens.
         positions: `"rotary"` (Su et al. 2021, arXiv:2104.09864), `"learned"` (GPT-2) or `"sine"` (Vaswani et al. 2017).
         rotary_base: Base of the rotary wavelengths.
+        rotary_scaling: How long wavelengths are stretched (Llama 3.1); `None` where they are not. A mapping of its
+            fields will do.
         norm: `"layer_norm"` or `"rms_norm"` (Zhang and Sennrich 2019, arXiv:1910.07467).
         norm_first: Normalise before each sublayer (GPT-2) rather than after it (Vaswani et al. 2017).
         norm_epsilon: Added to the variance.
         activation: `"gelu"`, `"gelu_approximate"`, `"relu"` or `"swiglu"` (Shazeer 2020, arXiv:2002.05202).
         causal: Whether a position sees only itself and earlier ones.
         use_bias: Whether projections and layer norms have a bias.
+        attention_bias: Whether the projections of attention have one; `None` means `use_bias` (published LLaMA variants
+            differ in it).
+        num_segments: Kinds of segments that have a vector of their own, added to the tokens' (Devlin et al. 2019,
+            arXiv:1810.04805: 2); 0 for none.
+        embedding_norm: Whether the sum of the embeddings is normalised (BERT).
+        pooler: Whether the model has BERT's pooler, a dense layer with tanh over the first token.
         tie_embeddings: Whether the output projection is the embedding table (Press and Wolf 2017, arXiv:1608.05859).
         dropout: Share of activations dropped in training, after the embedding and after each sublayer.
 
@@ -132,12 +170,17 @@ class TransformerConfig(ModelConfig):
     max_sequence_length: int = 512
     positions: str = "rotary"
     rotary_base: float = 10_000.0
+    rotary_scaling: RotaryScaling | None = None
     norm: str = "rms_norm"
     norm_first: bool = True
     norm_epsilon: float = 1e-5
     activation: str = "swiglu"
     causal: bool = True
     use_bias: bool = False
+    attention_bias: bool | None = None
+    num_segments: int = 0
+    embedding_norm: bool = False
+    pooler: bool = False
     tie_embeddings: bool = True
     dropout: float = 0.0
 
@@ -151,7 +194,15 @@ class TransformerConfig(ModelConfig):
         _rate("dropout", self.dropout)
         _more_than(self, "rotary_base", 1)
         _more_than(self, "norm_epsilon", 0)
-        _switches(self, "norm_first", "causal", "use_bias", "tie_embeddings")
+        _switches(self, "norm_first", "causal", "use_bias", "embedding_norm", "pooler", "tie_embeddings")
+        if self.attention_bias is not None:
+            _switches(self, "attention_bias")
+        if self.num_segments != 0:
+            _positive(self, "num_segments")
+        if isinstance(self.rotary_scaling, Mapping):
+            object.__setattr__(self, "rotary_scaling", _scaling(self.rotary_scaling))
+        if self.rotary_scaling is not None and self.positions != "rotary":
+            raise InputError(f"rotary_scaling needs rotary positions, received {self.positions!r}")
         if self.hidden_dim % self.num_heads:
             raise InputError(f"num_heads must divide hidden_dim {self.hidden_dim}, received {self.num_heads}")
         if self.num_key_value_heads is not None:
@@ -167,6 +218,13 @@ class TransformerConfig(ModelConfig):
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.hidden_dim // self.num_heads
+
+
+def _scaling(values: Mapping[str, Any]) -> RotaryScaling:
+    names = [field.name for field in dataclasses.fields(RotaryScaling)]
+    if different := sorted(set(values) ^ set(names)):
+        raise InputError(f"rotary_scaling must have exactly the fields {', '.join(names)}; {different[0]} does not fit")
+    return RotaryScaling(**values)
 
 
 @dataclasses.dataclass(frozen=True)

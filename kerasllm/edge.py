@@ -98,8 +98,7 @@ class EdgeModel:
         texts = []
         for index, prompt in enumerate(rows):
             uniforms = np.random.default_rng([seed, index]).random(max_new_tokens, "float32")
-            tokens = [self.tokenizer.bos_id, *self.tokenizer.encode(prompt)]
-            drawn = self.tokens(tokens, uniforms, temperature=temperature, top_k=top_k, top_p=top_p)
+            drawn = self.tokens(self.tokenizer.prompt_ids(prompt), uniforms, temperature=temperature, top_k=top_k, top_p=top_p)
             texts.append(self.tokenizer.decode(list(drawn)))
         return texts[0] if isinstance(prompts, str) else texts
 
@@ -137,7 +136,7 @@ class EdgeModel:
         for step, uniform in enumerate(uniforms):
             state = self._run("decode", [token], place + step, state)
             token = sample(state.pop("logits")[0, 0], float(uniform), temperature, top_k, top_p)
-            if token == self.tokenizer.eos_id:
+            if token in self.tokenizer.stop_ids:
                 return
             yield token
 

@@ -160,7 +160,7 @@ def _run(artefact: Path, prompts: Sequence[str]) -> tuple[Any, np.ndarray]:
     tokenizer = edge.tokenizer
     greedy = np.full((len(prompts), NEW_TOKENS), tokenizer.eos_id, "int32")
     for row, prompt in zip(greedy, prompts, strict=True):
-        drawn = list(edge.tokens([tokenizer.bos_id, *tokenizer.encode(prompt)], np.zeros(NEW_TOKENS, "float32")))
+        drawn = list(edge.tokens(tokenizer.prompt_ids(prompt), np.zeros(NEW_TOKENS, "float32")))
         row[: len(drawn)] = drawn
     return edge, greedy
 

@@ -137,9 +137,7 @@ class TextEndpoints(tf.Module):
 
     def _generate(self, text: tf.Tensor, max_new_tokens: tf.Tensor, sampling: Sampling, seed: tf.Tensor) -> Any:
         model, tokenizer = self._python.model, self._python.tokenizer
-        ids = tokenizer.tokenize(text)
-        prompts = tf.concat([self._column(ids, tokenizer.bos_id), ids], axis=1)
-        prompts, padding = _left_padded(prompts)
+        prompts, padding = _left_padded(tokenizer.tokenize_prompts(text))
         longest = tf.shape(prompts)[1] - tf.reduce_min(padding)
         top_p_range = "top_p must be more than 0 and at most 1"
         checks = [

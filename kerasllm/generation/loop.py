@@ -17,12 +17,15 @@ _CHECK_EVERY = 16
 class TextCodec(Protocol):
     """What generation needs of a tokenizer (`kerasllm.text.Tokenizer`)."""
 
-    bos_id: int
     eos_id: int
     vocabulary_size: int
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text."""
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every token that generation stops at, `eos_id` first."""
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Token ids of a text that is to be continued."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids."""
@@ -191,7 +194,7 @@ class _Continuations:
         _check(model, tokenizer, max_new_tokens, sampling, seed)
         self.tokenizer, self.stop = tokenizer, stop
         self.drawn, self.max_new_tokens = 0, max_new_tokens
-        rows = [[tokenizer.bos_id, *tokenizer.encode(prompt)] for prompt in prompts]
+        rows = [tokenizer.prompt_ids(prompt) for prompt in prompts]
         _check_lengths(model, rows, max_new_tokens)
         capacity = _bucket(max_new_tokens)
         tokens, padding = left_pad(rows, tokenizer.eos_id, model.max_sequence_length)

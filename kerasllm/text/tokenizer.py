@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 # The closed registry: a name in a file selects one of these, and never an import of the file's choosing.
 _CLASSES = {
+    "BytePairTokenizer": "kerasllm.text.bpe",
     "ByteTokenizer": "kerasllm.text.bytes",
     "SentencePieceTokenizer": "kerasllm.text.sentencepiece",
+    "WordPieceTokenizer": "kerasllm.text.wordpiece",
     "WordTokenizer": "kerasllm.text.words",
 }
 _DESCRIPTION = "tokenizer.json"
@@ -35,8 +37,11 @@ class Tokenizer(abc.ABC):
 
     Attributes:
         vocabulary_size: Number of ids; they are 0 .. `vocabulary_size - 1`.
-        bos_id: Starts every document and every prompt.
+        bos_id: Starts every document, and every prompt where `add_bos` is true.
         eos_id: Ends every document; generation stops at it.
+        add_bos: Whether a prompt starts with `bos_id`; checkpoints such as GPT-2 were trained without it.
+        stop_ids: Every token that generation stops at, `eos_id` first.
+        chat_template: The Jinja template of a model that was trained on conversations; None for all others.
         unk_id: Stands for what has no encoding; None where every text has one.
         lossless: Whether `decode(encode(text)) == text` for every valid Unicode string.
     """
@@ -46,6 +51,8 @@ class Tokenizer(abc.ABC):
     eos_id: int
     unk_id: int | None
     lossless: bool
+    add_bos: bool = True
+    chat_template: str | None = None
 
     file_names: ClassVar[tuple[str, ...]] = ()
     """Names of the files that `save` writes beside `tokenizer.json`."""
@@ -72,6 +79,23 @@ class Tokenizer(abc.ABC):
             The text.
         """
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Every token that generation stops at, `eos_id` first."""
+        return (self.eos_id,)
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """Ids of a text that is to be continued: `encode`, with bos in front where it belongs.
+
+        Args:
+            text: Any string.
+
+        Returns:
+            The ids, at least one: an empty prompt is bos alone, whatever `add_bos`.
+        """
+        ids = self.encode(text)
+        return [self.bos_id, *ids] if self.add_bos or not ids else ids
+
     @abc.abstractmethod
     def tokenize(self, texts: "tf.Tensor") -> "tf.RaggedTensor":
         """`encode` as TensorFlow ops.
@@ -93,6 +117,23 @@ class Tokenizer(abc.ABC):
         Returns:
             UTF-8 strings, (batch,).
         """
+
+    def tokenize_prompts(self, texts: "tf.Tensor") -> "tf.RaggedTensor":
+        """`prompt_ids` as TensorFlow ops.
+
+        Args:
+            texts: UTF-8 strings, (batch,).
+
+        Returns:
+            Ids, int32 (batch, None).
+        """
+        import tensorflow as tf
+
+        with tf.device("/CPU:0"):
+            ids = self.tokenize(texts)
+            missing = tf.ones_like(ids.row_lengths()) if self.add_bos else tf.cast(ids.row_lengths() == 0, tf.int64)
+            bos = tf.fill([tf.reduce_sum(missing)], tf.constant(self.bos_id, tf.int32))
+            return tf.concat([tf.RaggedTensor.from_row_lengths(bos, missing), ids], axis=1)
 
     def trackables(self) -> list[Any]:
         """TensorFlow objects that a `tf.Module` must hold for its SavedModel to contain this tokenizer."""
