@@ -3,9 +3,10 @@
 Each special case has a plain `keras.ops` twin, and a test that both agree.
 """
 
+import contextlib
 import functools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -50,6 +51,32 @@ def write_cache(cache: Any, new: Any, position: Any) -> Any:
     zero = ops.zeros((), "int32")
     start = ops.stack([zero, zero, ops.cast(position, "int32"), zero])
     return ops.slice_update(cache, start, ops.cast(new, cache.dtype))
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Inside, layers are built without memory: variables have a path, a shape and a dtype, but no value.
+
+    `initialize` gives a variable its value. A model that gets none can be counted and laid out, whatever its size.
+    """
+    with keras.StatelessScope(initialize_variables=False):
+        yield
+
+
+def initialize(variable: keras.Variable, value: Any = None) -> None:
+    """Give a variable that was made inside `deferred` its first value.
+
+    Keras has no public way to make a variable from a value that comes later; these are the two steps in which it
+    initializes its own deferred variables.
+
+    Args:
+        variable: The variable.
+        value: Array of the variable's shape; cast to its dtype. What its own initializer makes where `None`.
+    """
+    if value is None:
+        variable._deferred_initialize()
+    else:
+        variable._initialize(keras.ops.cast(value, variable.dtype))
 
 
 def compiled(model: keras.Model, function: Callable[..., Any], *key: Any) -> Callable[..., Any]:

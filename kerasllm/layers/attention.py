@@ -27,6 +27,7 @@ class MultiHeadAttention(keras.layers.Layer):
         num_key_value_heads: Key-value heads; divides `num_heads`, which is the default.
         causal: Whether a position sees only itself and earlier ones.
         rotary_base: Base of rotary positions; `None` for no rotation.
+        rotary_scaling: How rotary wavelengths are stretched, see `RotaryEmbedding`.
         use_bias: Whether the four projections have a bias.
         dropout: Share of attention weights dropped in training.
         kernel_initializer: Of every kernel.
@@ -56,6 +57,7 @@ class MultiHeadAttention(keras.layers.Layer):
         num_key_value_heads: int | None = None,
         causal: bool = False,
         rotary_base: float | None = None,
+        rotary_scaling: Any = None,
         use_bias: bool = True,
         dropout: float = 0.0,
         kernel_initializer: Any = "glorot_uniform",
@@ -76,7 +78,9 @@ class MultiHeadAttention(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
         self.rotary = (
-            None if rotary_base is None else RotaryEmbedding(rotary_base, dtype=self.dtype_policy, name="rotary")
+            None
+            if rotary_base is None
+            else RotaryEmbedding(rotary_base, rotary_scaling, dtype=self.dtype_policy, name="rotary")
         )
         self.attention_dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="attention_dropout")
 
@@ -196,6 +200,7 @@ class MultiHeadAttention(keras.layers.Layer):
             "num_key_value_heads": self.num_key_value_heads,
             "causal": self.causal,
             "rotary_base": self.rotary_base,
+            "rotary_scaling": None if self.rotary is None else self.rotary.get_config()["scaling"],
             "use_bias": self.use_bias,
             "dropout": self.dropout,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),

@@ -1,9 +1,14 @@
 """Position layers: sinusoidal, learned and rotary. Angles are always computed in float32."""
 
+import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import keras
 from keras import ops
+
+from kerasllm.config import RotaryScaling
 
 
 def _default_positions(inputs: Any) -> Any:
@@ -123,6 +128,7 @@ class RotaryEmbedding(keras.layers.Layer):
 
     Args:
         base: Base of the geometric progression of wavelengths.
+        scaling: How long wavelengths are stretched, a `RotaryScaling` or its fields; `None` where they are not.
 
     Call arguments:
         inputs: `(batch, heads, length, head_dim)` with an even `head_dim`.
@@ -135,11 +141,14 @@ class RotaryEmbedding(keras.layers.Layer):
         ValueError: `base` is not greater than 1, or `head_dim` is odd.
     """
 
-    def __init__(self, base: float = 10_000.0, **kwargs: Any) -> None:
+    def __init__(
+        self, base: float = 10_000.0, scaling: RotaryScaling | Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         if not base > 1:
             raise ValueError(f"base must be greater than 1, received {base}")
         self.base = float(base)
+        self.scaling = RotaryScaling(**scaling) if isinstance(scaling, Mapping) else scaling
         self.supports_masking = True
 
     def build(self, input_shape: Any) -> None:
@@ -151,8 +160,7 @@ class RotaryEmbedding(keras.layers.Layer):
         """See the class."""
         positions = _default_positions(inputs) if positions is None else positions
         half = inputs.shape[-1] // 2
-        rates = ops.power(self.base, -ops.arange(half, dtype="float32") / half)
-        angles = ops.expand_dims(ops.cast(positions, "float32"), -1) * rates
+        angles = ops.expand_dims(ops.cast(positions, "float32"), -1) * self._rates(half)
         if len(angles.shape) == 3:  # one row of positions for each example: the same for every head
             angles = ops.expand_dims(angles, 1)
         cos, sin = ops.cos(angles), ops.sin(angles)
@@ -161,10 +169,23 @@ class RotaryEmbedding(keras.layers.Layer):
         rotated = ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
         return ops.cast(rotated, inputs.dtype)
 
+    def _rates(self, count: int) -> Any:
+        """Radians per position of each plane, float32 `(count,)`."""
+        rates = ops.power(self.base, -ops.arange(count, dtype="float32") / count)
+        if self.scaling is None:
+            return rates
+        scaling = self.scaling
+        # How often a wave fits into the original context decides: 1 keeps a rate, 0 divides it by the factor.
+        turns = rates * (scaling.original_length / (2 * math.pi))
+        low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+        kept = ops.clip((turns - low) / (high - low), 0.0, 1.0)
+        return rates * (kept + (1.0 - kept) / scaling.factor)
+
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape of the inputs."""
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {**super().get_config(), "base": self.base}
+        scaling = None if self.scaling is None else dataclasses.asdict(self.scaling)
+        return {**super().get_config(), "base": self.base, "scaling": scaling}

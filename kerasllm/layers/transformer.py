@@ -49,11 +49,13 @@ class TransformerBlock(keras.layers.Layer):
         num_key_value_heads: Key-value heads; `num_heads` by default.
         causal: Whether a position sees only itself and earlier ones.
         rotary_base: Base of rotary positions; `None` for no rotation.
+        rotary_scaling: How rotary wavelengths are stretched, see `RotaryEmbedding`.
         norm: `"layer_norm"` or `"rms_norm"`.
         norm_first: Whether to normalise before each sublayer rather than after it.
         norm_epsilon: Added to the variance.
         activation: As in `FeedForward`.
         use_bias: Whether projections and layer norms have a bias.
+        attention_bias: Whether the projections of attention have one; `use_bias` by default.
         dropout: Share of each sublayer's output and of attention weights dropped in training.
         cross_attention: Whether a second attention reads `context`.
         kernel_initializer: Of every kernel.
@@ -83,11 +85,13 @@ class TransformerBlock(keras.layers.Layer):
         num_key_value_heads: int | None = None,
         causal: bool = False,
         rotary_base: float | None = None,
+        rotary_scaling: Any = None,
         norm: str = "layer_norm",
         norm_first: bool = True,
         norm_epsilon: float = 1e-5,
         activation: str = "gelu",
         use_bias: bool = True,
+        attention_bias: bool | None = None,
         dropout: float = 0.0,
         cross_attention: bool = False,
         kernel_initializer: Any = "glorot_uniform",
@@ -110,17 +114,27 @@ class TransformerBlock(keras.layers.Layer):
             ("norm_epsilon", norm_epsilon),
             ("activation", activation),
             ("use_bias", use_bias),
+            ("attention_bias", attention_bias),
             ("dropout", dropout),
             ("cross_attention", cross_attention),
         )
         self.norm_first = norm_first
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
-        shared = {"use_bias": use_bias, "kernel_initializer": self.kernel_initializer, "dtype": self.dtype_policy}
-        heads = {"num_heads": num_heads, "num_key_value_heads": num_key_value_heads, "dropout": dropout, **shared}
-        self.attention = MultiHeadAttention(causal=causal, rotary_base=rotary_base, name="attention", **heads)
+        shared = {"kernel_initializer": self.kernel_initializer, "dtype": self.dtype_policy}
+        heads = {
+            "num_heads": num_heads,
+            "num_key_value_heads": num_key_value_heads,
+            "use_bias": use_bias if attention_bias is None else attention_bias,
+            "dropout": dropout,
+            **shared,
+        }
+        rotary = {"rotary_base": rotary_base, "rotary_scaling": rotary_scaling}
+        self.attention = MultiHeadAttention(causal=causal, name="attention", **rotary, **heads)
         self.cross_attention: Any = MultiHeadAttention(name="cross_attention", **heads) if cross_attention else None
-        self.feedforward = FeedForward(intermediate_dim, activation=activation, name="feedforward", **shared)
+        self.feedforward = FeedForward(
+            intermediate_dim, activation=activation, use_bias=use_bias, name="feedforward", **shared
+        )
         norms = {"kind": norm, "epsilon": norm_epsilon, "use_bias": use_bias, "dtype": self.dtype_policy}
         self.attention_norm = make_norm(name="attention_norm", **norms)
         self.cross_attention_norm: Any = make_norm(name="cross_attention_norm", **norms) if cross_attention else None
@@ -197,5 +211,6 @@ class TransformerBlock(keras.layers.Layer):
         return {
             **super().get_config(),
             **dict(self._arguments),
+            "rotary_scaling": self.attention.get_config()["rotary_scaling"],
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }

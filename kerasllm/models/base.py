@@ -22,6 +22,7 @@ class LanguageModel(keras.Model):
     Call arguments:
         tokens: int32 `(batch, length)`.
         padding_mask: Optional boolean `(batch, length)`, true where a token is real; not together with `state`.
+        segment_ids: Optional int32 `(batch, length)`, for models with segments.
         state: Optional decode state (`kerasllm.state`): the tokens continue what it holds.
         training: Whether dropout is on.
 
@@ -53,6 +54,8 @@ class LanguageModel(keras.Model):
             padding_mask: Optional boolean `(batch, length)`; not together with `state`, which knows its padding.
             state: Optional decode state.
             training: Whether dropout is on.
+
+        `TransformerLanguageModel` takes `segment_ids` too.
 
         Returns:
             `(batch, length, width)` in the compute dtype; with `state` also the next state.
@@ -88,12 +91,18 @@ class LanguageModel(keras.Model):
         raise RuntimeError(f"{type(self).__name__} must implement initial_state")
 
     def call(
-        self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None
+        self,
+        tokens: Any,
+        padding_mask: Any = None,
+        segment_ids: Any = None,
+        state: DecodeState | None = None,
+        training: Any = None,
     ) -> Any:
         """See the class."""
+        inputs = {} if segment_ids is None else {"segment_ids": segment_ids}
         if state is None:
-            return self.project(self.encode(tokens, padding_mask=padding_mask, training=training))
-        hidden, state = self.encode(tokens, padding_mask=padding_mask, state=state, training=training)
+            return self.project(self.encode(tokens, padding_mask=padding_mask, training=training, **inputs))
+        hidden, state = self.encode(tokens, padding_mask=padding_mask, state=state, training=training, **inputs)
         return self.project(hidden), state
 
     def compile(

@@ -21,10 +21,14 @@ from kerasllm.state import PADDING, POSITION, DecodeState, key_cache, value_cach
 class TransformerLanguageModel(LanguageModel):
     """Embedding, Transformer blocks, projection to the vocabulary.
 
-    Vaswani et al. 2017 (arXiv:1706.03762), Radford et al. 2019 (GPT-2) and Touvron et al. 2023 (LLaMA,
-    arXiv:2302.13971) are configurations of it.
+    Vaswani et al. 2017 (arXiv:1706.03762), Radford et al. 2019 (GPT-2), Devlin et al. 2019 (BERT, arXiv:1810.04805)
+    and Touvron et al. 2023 (LLaMA, arXiv:2302.13971) are configurations of it.
 
-    Arguments, call arguments and returns are those of `LanguageModel`; the config is a `TransformerConfig`.
+    Arguments, call arguments and returns are those of `LanguageModel`; the config is a `TransformerConfig`. Where it has
+    segments, there is one call argument more:
+
+    Call arguments:
+        segment_ids: Optional int32 `(batch, length)`, the segment of each token; all in segment 0 by default.
     """
 
     config_class = TransformerConfig
@@ -50,6 +54,17 @@ class TransformerLanguageModel(LanguageModel):
             )
         elif self.config.positions == "sine":
             self.positions = SinePositionEncoding(dtype=dtype, name="positions")
+        self.segments: keras.layers.Layer | None = None
+        if self.config.num_segments:
+            self.segments = keras.layers.Embedding(
+                self.config.num_segments,
+                self.config.hidden_dim,
+                embeddings_initializer=_initializer(),
+                dtype=dtype,
+                name="segments",
+            )
+        norm = (self.config.norm, self.config.norm_epsilon, self.config.use_bias, dtype)
+        self.embedding_norm = make_norm(*norm, "embedding_norm") if self.config.embedding_norm else None
         self.embedding_dropout = keras.layers.Dropout(self.config.dropout, dtype=dtype, name="embedding_dropout")
         self.blocks = [
             TransformerBlock(
@@ -58,11 +73,13 @@ class TransformerLanguageModel(LanguageModel):
                 num_key_value_heads=self.config.num_key_value_heads,
                 causal=self.config.causal,
                 rotary_base=self.config.rotary_base if self.config.positions == "rotary" else None,
+                rotary_scaling=self.config.rotary_scaling,
                 norm=self.config.norm,
                 norm_first=self.config.norm_first,
                 norm_epsilon=self.config.norm_epsilon,
                 activation=self.config.activation,
                 use_bias=self.config.use_bias,
+                attention_bias=self.config.attention_bias,
                 dropout=self.config.dropout,
                 kernel_initializer=_initializer(),
                 dtype=dtype,
@@ -71,28 +88,42 @@ class TransformerLanguageModel(LanguageModel):
             for index in range(self.config.num_layers)
         ]
         # Blocks that normalise last leave nothing to normalise.
-        self.final_norm = (
-            make_norm(self.config.norm, self.config.norm_epsilon, self.config.use_bias, dtype, "final_norm")
-            if self.config.norm_first
-            else None
-        )
+        self.final_norm = make_norm(*norm, "final_norm") if self.config.norm_first else None
+        self.pooler: keras.layers.Layer | None = None
+        if self.config.pooler:
+            self.pooler = keras.layers.Dense(
+                self.config.hidden_dim,
+                activation="tanh",
+                kernel_initializer=_initializer(),
+                dtype=dtype,
+                name="pooler",
+            )
 
     def build(self, input_shape: Any = None) -> None:
         """Makes every variable; the shape of the input does not matter."""
         hidden_shape = (None, None, self.config.hidden_dim)
         self.embedding.build((None, None))
-        for layer in (self.positions, self.embedding_dropout, *self.blocks, self.final_norm):
+        if self.segments is not None:
+            self.segments.build((None, None))
+        inner = (self.positions, self.embedding_norm, self.embedding_dropout, *self.blocks, self.final_norm)
+        for layer in (*inner, self.pooler):
             if layer is not None:
                 layer.build(hidden_shape)
         self.built = True
 
     def encode(
-        self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None
+        self,
+        tokens: Any,
+        padding_mask: Any = None,
+        segment_ids: Any = None,
+        state: DecodeState | None = None,
+        training: Any = None,
     ) -> Any:
-        """See `LanguageModel.encode`.
+        """See `LanguageModel.encode`; `segment_ids` is a call argument of the class.
 
         Raises:
-            ValueError: The tokens are more than `max_sequence_length`, or both a mask and a state are given.
+            ValueError: The tokens are more than `max_sequence_length`, both a mask and a state are given, or segments
+                to a model without.
         """
         self._check_mask(padding_mask, state)
         length = ops.shape(tokens)[1]
@@ -102,9 +133,7 @@ class TransformerLanguageModel(LanguageModel):
             )
         position = 0 if state is None else state[POSITION]
         padding = None if state is None else state.get(PADDING)
-        x = self.embedding(tokens)
-        if self.positions is not None:
-            x = self.positions(x, positions=token_positions(length, position, padding))
+        x = self._embed(tokens, segment_ids, token_positions(length, position, padding))
         x = self.embedding_dropout(x, training=training)
         if state is None:
             for block in self.blocks:
@@ -117,6 +146,33 @@ class TransformerLanguageModel(LanguageModel):
             x, cache = block(x, cache=cache, position=position, left_padding=padding, training=training)
             state.update(zip(names, cache, strict=True))
         return self._normalize(x), state
+
+    def _embed(self, tokens: Any, segment_ids: Any, positions: Any) -> Any:
+        """The sum of the embeddings of tokens, positions and segments, `(batch, length, hidden_dim)`."""
+        if segment_ids is not None and self.segments is None:
+            raise ValueError(f"{self.name}: has no segments (num_segments 0); leave segment_ids out")
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = self.positions(x, positions=positions)
+        if self.segments is not None:
+            x = x + self.segments(ops.zeros_like(tokens) if segment_ids is None else segment_ids)
+        return x if self.embedding_norm is None else self.embedding_norm(x)
+
+    def pool(self, hidden: Any) -> Any:
+        """BERT's summary of a sequence: a dense layer with tanh over its first token.
+
+        Args:
+            hidden: `(batch, length, hidden_dim)`, from `encode`.
+
+        Returns:
+            `(batch, hidden_dim)`.
+
+        Raises:
+            ValueError: The config has no pooler.
+        """
+        if self.pooler is None:
+            raise ValueError(f"{self.name}: has no pooler; make it with pooler=True")
+        return self.pooler(hidden[:, 0])
 
     def _normalize(self, x: Any) -> Any:
         return x if self.final_norm is None else self.final_norm(x)
