@@ -59,8 +59,16 @@ def deferred() -> Iterator[None]:
 
     `initialize` gives a variable its value. A model that gets none can be counted and laid out, whatever its size.
     """
-    with keras.StatelessScope(initialize_variables=False):
-        yield
+    from keras.src.backend.common import global_state
+
+    waiting = global_state.get_global_attribute("uninitialized_variables", [], set_to_default=True)
+    before = len(waiting)
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        # Keras notes them for the end of its next scope, which would give all of them random values.
+        del waiting[before:]
 
 
 def initialize(variable: keras.Variable, value: Any = None) -> None:

@@ -1,0 +1,5 @@
+"""`python -m kerasllm.cli`."""
+
+from kerasllm.cli import main
+
+main()

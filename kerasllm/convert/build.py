@@ -1,0 +1,60 @@
+"""A model out of a config, a checkpoint and a table, without ever holding random weights."""
+
+import keras
+
+from kerasllm import backend
+from kerasllm.config import ModelConfig
+from kerasllm.convert.memory import check_memory
+from kerasllm.convert.readers import TensorSource
+from kerasllm.convert.weights import Table, read_weights
+from kerasllm.errors import InputError
+from kerasllm.models import LanguageModel
+
+_LEAST_TENSORS_IN_BLOCK = 4
+
+
+def build_model(
+    cls: type[LanguageModel],
+    config: ModelConfig,
+    source: TensorSource,
+    table: Table,
+    *,
+    dtype: str | None = None,
+    also_unused: tuple[str, ...] = (),
+) -> LanguageModel:
+    """Make a model and read its weights.
+
+    Args:
+        cls: Class of the model.
+        config: Its config.
+        source: The checkpoint.
+        table: How its tensors are named.
+        dtype: Dtype policy; Keras' default where `None`. With `"bfloat16"` and `"float16"` the weights are so, too.
+        also_unused: Patterns of tensors that this model has no use for.
+
+    Returns:
+        The built model.
+
+    Raises:
+        InputError: The weights do not fit the config, or the machine's memory.
+    """
+    layers = getattr(config, "num_layers", 1)
+    if layers * _LEAST_TENSORS_IN_BLOCK > len(source.tensors):
+        raise InputError(
+            f"{source.path}: has {len(source.tensors)} tensors, too few for a model of {layers} layers; "
+            "the file and its configuration are not of the same model"
+        )
+    with backend.deferred():
+        model = cls(config, dtype=dtype)
+        model.build()
+    check_memory(sum(weight_bytes(weight) for weight in model.weights), str(source.path))
+    read_weights(model, source, table, also_unused=also_unused)
+    return model
+
+
+def weight_bytes(weight: keras.Variable) -> int:
+    """Bytes of a variable's values."""
+    count = 1
+    for size in weight.shape:
+        count *= size
+    return count * (2 if str(weight.dtype).endswith("float16") else 4)
