@@ -138,6 +138,8 @@ class _Header:
         found: dict[str, Any] = {}
         for _ in range(count):
             key = self.text("a metadata key")
+            if not key:
+                raise InputError(f"{self.path}: has a metadata entry without a name before byte {self.at}; {AGAIN}")
             if key in found:
                 raise InputError(f"{self.path}: has two metadata entries {quoted(key)}; {AGAIN}")
             found[key] = self.value(self.number("I", f"the type of {quoted(key)}"), f"metadata {quoted(key)}")
@@ -169,10 +171,10 @@ class _Header:
         name = self.text("a tensor's name")
         what = f"tensor {quoted(name)}"
         axes = self.number("I", what)
-        if axes > _MOST_AXES or len(name.encode()) > _MOST_NAME:
+        if axes > _MOST_AXES or not 0 < len(name.encode()) <= _MOST_NAME:
             raise InputError(
-                f"{self.path}: {what} has {axes} axes and a name of {len(name.encode())} bytes, at most {_MOST_AXES} "
-                f"and {_MOST_NAME} can be; {AGAIN}"
+                f"{self.path}: {what} has {axes} axes and a name of {len(name.encode())} bytes; at most {_MOST_AXES} "
+                f"and 1 to {_MOST_NAME} can be; {AGAIN}"
             )
         shape = tuple(self.number("Q", what) for _ in range(axes))[::-1]
         kind, offset = self.number("I", what), self.number("Q", what)

@@ -104,15 +104,16 @@ def _read_config(path: Path) -> Llama2cConfig:
             )
         if len(header) < _HEADER_BYTES:
             raise InputError(f"{path}: ends within its header ({len(header)} of {_HEADER_BYTES} bytes); {AGAIN}")
-        shared = header[8 + _LEGACY_BYTES]
-        if shared > 1 or any(header[9 + _LEGACY_BYTES :]):
+        flag = header[8 + _LEGACY_BYTES]
+        if flag > 1 or any(header[9 + _LEGACY_BYTES :]):
             raise InputError(f"{path}: its header is damaged at or after byte {8 + _LEGACY_BYTES}; {AGAIN}")
-        config = Llama2cConfig(*struct.unpack_from(_FIELDS, header, 8), shared_classifier=bool(shared), version=1)
+        dim, hidden, layers, heads, kv_heads, vocabulary, length = struct.unpack_from(_FIELDS, header, 8)
+        shared, version = bool(flag), 1
     else:
-        fields = list(struct.unpack_from(_FIELDS, header))
+        dim, hidden, layers, heads, kv_heads, vocabulary, length = struct.unpack_from(_FIELDS, header)
         # the legacy format says by a negative vocabulary size that the classifier has weights of its own
-        shared, fields[5] = fields[5] > 0, abs(fields[5])
-        config = Llama2cConfig(*fields, shared_classifier=shared, version=0)
+        shared, vocabulary, version = vocabulary > 0, abs(vocabulary), 0
+    config = Llama2cConfig(dim, hidden, layers, heads, kv_heads, vocabulary, length, shared, version)
     _check(config, path)
     return config
 

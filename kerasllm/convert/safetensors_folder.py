@@ -10,7 +10,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -256,7 +256,7 @@ def _place(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int]:
     return TensorInfo(tuple(shape), dtype, nbytes), offsets[0]
 
 
-def _are_sizes(value: Any) -> bool:
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
     """Whether it is a short list of natural numbers that fit 64 bits (numpy has no more than 64 axes)."""
     return (
         isinstance(value, list) and len(value) <= 64 and all(type(item) is int and 0 <= item < 2**63 for item in value)
