@@ -1,0 +1,166 @@
+"""Parameters, values of the cache and floating-point operations of a config, exactly."""
+
+from kerasllm.config import LSTMConfig, ModelConfig, TransformerConfig
+from kerasllm.errors import InputError
+
+
+def parameter_table(config: ModelConfig) -> dict[str, int]:
+    """Parameters by part of the model.
+
+    Args:
+        config: A Transformer's or an LSTM's.
+
+    Returns:
+        Part to number of parameters, in the order of the model; parts that are of one kind in every layer are summed.
+
+    Raises:
+        InputError: The config is of another kind.
+    """
+    if isinstance(config, TransformerConfig):
+        return _transformer_table(config)
+    if isinstance(config, LSTMConfig):
+        return _lstm_table(config)
+    raise InputError(f"only a TransformerConfig or an LSTMConfig can be planned, received {type(config).__name__}")
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Number of parameters, as `count_params` of the built model gives it.
+
+    Args:
+        config: A Transformer's or an LSTM's.
+    """
+    return sum(parameter_table(config).values())
+
+
+def _transformer_table(config: TransformerConfig) -> dict[str, int]:
+    width, inner, layers = config.hidden_dim, config.intermediate_dim, config.num_layers
+    norm = width * (2 if config.norm == "layer_norm" and config.use_bias else 1)
+    bias = 1 if (config.use_bias if config.attention_bias is None else config.attention_bias) else 0
+    shared = key_value_width(config)
+    into = 2 if config.activation == "swiglu" else 1
+    table = {
+        "embedding": config.vocabulary_size * width,
+        "positions": config.max_sequence_length * width if config.positions == "learned" else 0,
+        "segments": config.num_segments * width,
+        "embedding norm": norm if config.embedding_norm else 0,
+        "attention": layers * (2 * (width + bias) * width + 2 * (width + bias) * shared),
+        "feed-forward": layers * (into * width * inner + inner * width),
+        "feed-forward biases": layers * (into * inner + width) if config.use_bias else 0,
+        "norms of blocks": layers * 2 * norm,
+        "final norm": norm if config.norm_first else 0,
+        "pooler": width * (width + 1) if config.pooler else 0,
+        "projection": 0 if config.tie_embeddings else config.vocabulary_size * width,
+    }
+    return {part: count for part, count in table.items() if count}
+
+
+def _lstm_table(config: LSTMConfig) -> dict[str, int]:
+    table = {"embedding": config.vocabulary_size * config.embedding_dim, "lstm": 0}
+    width = config.embedding_dim
+    for units in config.layer_dims:
+        table["lstm"] += 4 * units * (width + units + 1)
+        width = units
+    if not config.tie_embeddings:
+        table["projection"] = config.vocabulary_size * width
+    return {**table, "output bias": config.vocabulary_size}
+
+
+def key_value_width(config: TransformerConfig) -> int:
+    """Width of a token's keys, and of its values, in all heads of one layer."""
+    return (config.num_key_value_heads or config.num_heads) * config.head_dim
+
+
+def float32_parameters(config: ModelConfig) -> int:
+    """Parameters that stay float32 whatever the dtype policy: an LSTM's own projection and its bias.
+
+    Args:
+        config: A Transformer's or an LSTM's.
+    """
+    if isinstance(config, LSTMConfig):
+        table = parameter_table(config)
+        return table.get("projection", 0) + table["output bias"]
+    return 0
+
+
+def projection_parameters(config: ModelConfig) -> int:
+    """Size of the matrix that makes logits, tied or not.
+
+    Args:
+        config: A Transformer's or an LSTM's.
+    """
+    table = parameter_table(config)
+    return table.get("projection", table["embedding"])
+
+
+def layer_matrices(config: ModelConfig) -> list[int]:
+    """Size of the matrices of each layer, first to last: what its tokens are multiplied with.
+
+    Args:
+        config: A Transformer's or an LSTM's.
+    """
+    if isinstance(config, TransformerConfig):
+        width = config.hidden_dim
+        into = 2 if config.activation == "swiglu" else 1
+        block = 2 * width * (width + key_value_width(config)) + (into + 1) * width * config.intermediate_dim
+        return [block] * config.num_layers
+    assert isinstance(config, LSTMConfig)
+    widths = [config.embedding_dim, *config.layer_dims]
+    return [4 * units * (width + units) for width, units in zip(widths, widths[1:], strict=False)]
+
+
+def projected_parameters(config: ModelConfig) -> int:
+    """Parameters a token is multiplied with: every matrix but look-up tables; biases and norms are left out.
+
+    A tied table counts once, as the projection. BERT's pooler does not count: logits do not pass it.
+
+    Args:
+        config: A Transformer's or an LSTM's.
+    """
+    return sum(layer_matrices(config)) + projection_parameters(config)
+
+
+def forward_flops(config: ModelConfig, length: int) -> int:
+    """Floating-point operations of matrix products for one token of a forward pass, a multiply-add being two.
+
+    `2 N + 4 L d s`: Kaplan et al. 2020 (arXiv:2001.08361, table 1) with N the parameters a token is multiplied with,
+    and attention over all s keys, as Chowdhery et al. 2022 (PaLM, arXiv:2204.02311, appendix B) counts it and as the
+    block computes it: what causality hides is computed too.
+
+    Args:
+        config: A Transformer's or an LSTM's.
+        length: Keys each token meets.
+    """
+    flops = 2 * projected_parameters(config)
+    if isinstance(config, TransformerConfig):
+        flops += 4 * config.num_layers * config.hidden_dim * length
+    return flops
+
+
+def training_flops(config: ModelConfig, length: int) -> int:
+    """Floating-point operations for one token of training: the backward pass costs two forward passes.
+
+    `6 N + 12 L d s` (Kaplan et al. 2020, section 2.1; Hoffmann et al. 2022, arXiv:2203.15556, appendix F; PaLM,
+    appendix B). Recomputed activations are not counted, so that utilisation compares with published figures.
+
+    Args:
+        config: A Transformer's or an LSTM's.
+        length: Tokens in a sequence.
+    """
+    return 3 * forward_flops(config, length)
+
+
+def cache_values(config: ModelConfig, length: int) -> int:
+    """Values that a row of a batch carries from token to token, the decode state of `kerasllm.state`.
+
+    Args:
+        config: A Transformer's or an LSTM's.
+        length: Tokens the state must hold; an LSTM's has the same size for all.
+
+    Returns:
+        Keys and values of every layer, `2 L (key-value heads) (head size) s`; of an LSTM h and c; 0 where the model is
+        bidirectional.
+    """
+    if isinstance(config, TransformerConfig):
+        return 2 * config.num_layers * key_value_width(config) * length if config.causal else 0
+    assert isinstance(config, LSTMConfig)
+    return 2 * sum(config.layer_dims)
