@@ -3,6 +3,7 @@
 import collections
 import functools
 import io
+import json
 import random
 import re
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import sentencepiece
 
 from kerasllm.errors import InputError
+from kerasllm.text.sentencepiece_model import assemble, without_prefix
 from kerasllm.text.tokenizer import Tokenizer, valid_unicode
 
 if TYPE_CHECKING:
@@ -36,31 +38,99 @@ class SentencePieceTokenizer(Tokenizer):
 
     file_names = (_MODEL,)
 
-    def __init__(self, model: bytes) -> None:
+    def __init__(
+        self,
+        model: bytes,
+        *,
+        add_bos: bool = True,
+        chat_template: str | None = None,
+        stop_ids: Sequence[int] = (),
+        spell_blank: bool = False,
+        vocabulary_size: int | None = None,
+    ) -> None:
         """Use a serialised model, be it of `train` or of somebody else.
 
         Args:
             model: Content of a `.model` file.
+            add_bos: Whether a prompt starts with bos.
+            chat_template: The Jinja template of a model that was trained on conversations.
+            stop_ids: More tokens, beside eos, that generation stops at.
+            spell_blank: Spell U+2581 in bytes, as llama2.c does, although the model would take it for a blank.
+            vocabulary_size: Number of ids, if a language model has more than there are pieces.
 
         Raises:
-            InputError: It is not a SentencePiece model, or has no bos or eos.
+            InputError: It is not a SentencePiece model, or has no bos or eos, or a setting is impossible.
         """
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except RuntimeError:
             raise InputError("not a SentencePiece model; give the content of a .model file") from None
         self._model = model
-        self.vocabulary_size = self._processor.vocab_size()
+        self._pieces = self._processor.vocab_size()
         self.bos_id, self.eos_id = self._processor.bos_id(), self._processor.eos_id()
-        if not self.vocabulary_size or min(self.bos_id, self.eos_id) < 0:
+        if not self._pieces or min(self.bos_id, self.eos_id) < 0:
             raise InputError("the SentencePiece model has no bos or no eos piece; train one with both")
-        fallback = sum(map(self._processor.is_byte, range(self.vocabulary_size))) == 256
+        self.vocabulary_size = self._pieces if vocabulary_size is None else vocabulary_size
+        self.add_bos, self.chat_template = add_bos, chat_template
+        self._stop_ids = tuple(i for i in dict.fromkeys(stop_ids) if i != self.eos_id)
+        fallback = sum(map(self._processor.is_byte, range(self._pieces))) == 256
         self.unk_id = None if fallback else self._processor.unk_id()
         # The model file does not say in one place what it does to text, so ask it.
         self.lossless = fallback and all(
             self._processor.decode(self._processor.encode(text)) == text for text in ("  a  b \n", "ﬁ ①\t\u3000e\u0301")
         )
+        self._spell_blank = spell_blank
+        self._check(fallback)
         self._blank_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _BLANK.encode()]
+        # A text is cut at U+2581, and only the first part of it may get the blank in front that many models add.
+        self._part_model, self._prefix = without_prefix(model) if spell_blank and not self.lossless else (model, "")
+        same = self._part_model is model
+        self._parts = self._processor if same else sentencepiece.SentencePieceProcessor(model_proto=self._part_model)
+
+    def _check(self, fallback: bool) -> None:
+        size, template = self.vocabulary_size, self.chat_template
+        if type(size) is not int or size < self._pieces:
+            raise InputError(f"vocabulary_size: {size!r:.50} is less than the {self._pieces} pieces")
+        if not isinstance(self.add_bos, bool) or not isinstance(self._spell_blank, bool):
+            raise InputError("add_bos and spell_blank must be true or false")
+        if template is not None and not isinstance(template, str):
+            raise InputError("chat_template must be a string")
+        for i in self._stop_ids:
+            if type(i) is not int or not 0 <= i < size:
+                raise InputError(f"stop_ids: {i!r:.50} is not one of the {size} ids")
+        if self._spell_blank and not fallback:
+            raise InputError("spell_blank: the SentencePiece model has no pieces for bytes")
+
+    @classmethod
+    def from_pieces(
+        cls,
+        pieces: Sequence[str],
+        scores: Sequence[float],
+        kinds: Sequence[int],
+        *,
+        bos_id: int,
+        eos_id: int,
+        dummy_prefix: bool = True,
+        **settings: Any,
+    ) -> Self:
+        """Make a BPE model out of its parts, as GGUF and llama2.c files hold them; it leaves text as it is.
+
+        Args:
+            pieces: The piece of each id, U+2581 for a blank.
+            scores: Of each; the pair whose union scores highest is merged first.
+            kinds: Of each: 1 normal, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte.
+            bos_id: Starts a document.
+            eos_id: Ends one.
+            dummy_prefix: Put a blank in front of a text.
+            settings: See the class.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            InputError: The parts do not make a model; the message says why.
+        """
+        return cls(assemble(pieces, scores, kinds, bos_id, eos_id, dummy_prefix), **settings)
 
     @classmethod
     def train(
@@ -110,18 +180,18 @@ class SentencePieceTokenizer(Tokenizer):
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
         text = valid_unicode(text)
-        if not self.lossless or _BLANK not in text:
+        if not (self.lossless or self._spell_blank) or _BLANK not in text:
             return self._processor.encode(text)
         first, *rest = text.split(_BLANK)
-        ids = self._processor.encode(first)
+        ids = self._parts.encode(self._prefix + first)
         for part in rest:
-            ids += self._blank_ids + self._processor.encode(part)
+            ids += self._blank_ids + self._parts.encode(part)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`."""
         # bos decodes to nothing.
-        known = [int(i) if 0 <= i < self.vocabulary_size else self.bos_id for i in ids]
+        known = [int(i) if 0 <= i < self._pieces else self.bos_id for i in ids]
         return self._processor.decode(known)
 
     def tokenize(self, texts: "tf.Tensor") -> "tf.RaggedTensor":
@@ -129,10 +199,12 @@ class SentencePieceTokenizer(Tokenizer):
         import tensorflow as tf
 
         with tf.device("/CPU:0"):
-            if not self.lossless:
+            if not (self.lossless or self._spell_blank):
                 return self._op.tokenize(texts)
+            if self._prefix:
+                texts = tf.where(texts == "", "", self._prefix + texts)
             parts = tf.strings.split(texts, _BLANK)
-            ids = self._op.tokenize(parts.values)
+            ids = self._part_op.tokenize(parts.values)
             blanks = tf.tile(tf.constant([self._blank_ids], tf.int32), [ids.nrows(), 1])
             spelt = parts.with_values(tf.concat([ids, blanks], axis=1))
             return spelt.merge_dims(1, 2)[:, : -len(self._blank_ids)]
@@ -143,20 +215,55 @@ class SentencePieceTokenizer(Tokenizer):
 
         with tf.device("/CPU:0"):
             flat = ids.flat_values
-            known = tf.where((flat >= 0) & (flat < self.vocabulary_size), flat, self.bos_id)
+            known = tf.where((flat >= 0) & (flat < self._pieces), flat, self.bos_id)
             return self._op.detokenize(ids.with_flat_values(known))
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """See `Tokenizer.stop_ids`."""
+        return (self.eos_id, *self._stop_ids)
 
     def trackables(self) -> list[Any]:
         """See `Tokenizer.trackables`."""
-        return [self._op]
+        return [self._op, self._part_op]
+
+    def to_huggingface(self) -> dict[str, bytes]:
+        """Files, by name, from which `transformers.AutoTokenizer` makes a LlamaTokenizer."""
+        processor = self._processor
+        names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": processor.unk_id()}
+        config: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer"}
+        config |= {name: processor.id_to_piece(i) for name, i in names.items() if i >= 0}
+        config |= {"add_bos_token": self.add_bos, "add_eos_token": False, "clean_up_tokenization_spaces": False}
+        # Without the blank in front of a text, transformers may not add one.
+        config |= {"add_prefix_space": processor.decode(processor.encode(" a")) != " a", "legacy": False}
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        files = {_MODEL: self._model, "tokenizer_config.json": _json(config)}
+        if self._stop_ids:
+            generation = {"bos_token_id": self.bos_id, "eos_token_id": list(self.stop_ids)}
+            files["generation_config.json"] = _json(generation)
+        return files
 
     @functools.cached_property
     def _op(self) -> Any:
-        import tensorflow as tf
-        import tensorflow_text
+        return _operation(self._model)
 
-        with tf.init_scope(), tf.device("/CPU:0"):
-            return tensorflow_text.SentencepieceTokenizer(model=self._model, out_type=tf.int32)
+    @functools.cached_property
+    def _part_op(self) -> Any:
+        return self._op if self._part_model is self._model else _operation(self._part_model)
+
+    def _settings(self) -> dict[str, Any]:
+        """Only what is not usual, so that the fingerprint of a tokenizer without settings stays what it was."""
+        settings: dict[str, Any] = {} if self.add_bos else {"add_bos": False}
+        if self.chat_template is not None:
+            settings["chat_template"] = self.chat_template
+        if self._stop_ids:
+            settings["stop_ids"] = list(self._stop_ids)
+        if self._spell_blank:
+            settings["spell_blank"] = True
+        if self.vocabulary_size != self._pieces:
+            settings["vocabulary_size"] = self.vocabulary_size
+        return settings
 
     def _files(self) -> dict[str, bytes]:
         return {_MODEL: self._model}
@@ -164,6 +271,18 @@ class SentencePieceTokenizer(Tokenizer):
     @classmethod
     def _restore(cls, settings: dict[str, Any], files: dict[str, bytes]) -> Self:
         return cls(files[_MODEL], **settings)
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, ensure_ascii=False, indent=2).encode()
+
+
+def _operation(model: bytes) -> Any:
+    import tensorflow as tf
+    import tensorflow_text
+
+    with tf.init_scope(), tf.device("/CPU:0"):
+        return tensorflow_text.SentencepieceTokenizer(model=model, out_type=tf.int32)
 
 
 def _train(lines: list[str], vocabulary_size: int, model_type: str, character_coverage: float | None) -> bytes:
