@@ -57,7 +57,7 @@ def write_cache(cache: Any, new: Any, position: Any) -> Any:
 def deferred() -> Iterator[None]:
     """Inside, layers are built without memory: variables have a path, a shape and a dtype, but no value.
 
-    `initialize` gives a variable its value. A model that gets none can be counted and laid out, whatever its size.
+    `set_value` gives a variable its value. A model that gets none can be counted and laid out, whatever its size.
     """
     from keras.src.backend.common import global_state
 
@@ -71,20 +71,32 @@ def deferred() -> Iterator[None]:
         del waiting[before:]
 
 
-def initialize(variable: keras.Variable, value: Any = None) -> None:
-    """Give a variable that was made inside `deferred` its first value.
+def set_value(variable: keras.Variable, value: Any) -> None:
+    """Give a variable a value, be it its first one after `deferred` or a new one.
 
-    Keras has no public way to make a variable from a value that comes later; these are the two steps in which it
-    initializes its own deferred variables.
+    Keras has no public way to make a variable from a value that comes later; this is the step in which it initializes
+    its own deferred variables.
 
     Args:
         variable: The variable.
-        value: Array of the variable's shape; cast to its dtype. What its own initializer makes where `None`.
+        value: Array of the variable's shape; cast to its dtype.
     """
-    if value is None:
-        variable._deferred_initialize()
+    value = ops.cast(value, variable.dtype)
+    if variable._value is None:
+        variable._initialize(value)
     else:
-        variable._initialize(keras.ops.cast(value, variable.dtype))
+        variable.assign(value)
+
+
+def initialize_rest(model: keras.Model) -> None:
+    """Let what is still without a value after `deferred`, such as random generators, initialize itself.
+
+    Args:
+        model: A built model.
+    """
+    for variable in model.variables:
+        if variable._value is None:
+            variable._deferred_initialize()
 
 
 def compiled(model: keras.Model, function: Callable[..., Any], *key: Any) -> Callable[..., Any]:

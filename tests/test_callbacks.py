@@ -283,7 +283,7 @@ def test_weights_that_do_not_fit(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_weights(tiny_model(), path)
     path.write_bytes(b"not safetensors at all")
-    with pytest.raises(InputError, match="is not a safetensors file"):
+    with pytest.raises(InputError, match="is no safetensors file"):
         read_weights(tiny_model(), path)
     small = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3, name="same")], name="m")
     large = keras.Sequential([keras.Input((2,)), keras.layers.Dense(4, name="same")], name="m")

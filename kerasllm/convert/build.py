@@ -1,10 +1,7 @@
 """A model out of a config, a checkpoint and a table, without ever holding random weights."""
 
-import keras
-
 from kerasllm import backend
 from kerasllm.config import ModelConfig
-from kerasllm.convert.memory import check_memory
 from kerasllm.convert.readers import TensorSource
 from kerasllm.convert.weights import Table, read_weights
 from kerasllm.errors import InputError
@@ -47,14 +44,5 @@ def build_model(
     with backend.deferred():
         model = cls(config, dtype=dtype)
         model.build()
-    check_memory(sum(weight_bytes(weight) for weight in model.weights), str(source.path))
     read_weights(model, source, table, also_unused=also_unused)
     return model
-
-
-def weight_bytes(weight: keras.Variable) -> int:
-    """Bytes of a variable's values."""
-    count = 1
-    for size in weight.shape:
-        count *= size
-    return count * (2 if str(weight.dtype).endswith("float16") else 4)

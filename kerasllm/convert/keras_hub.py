@@ -155,11 +155,10 @@ def to_keras_hub(model: LanguageModel) -> Any:
     weights = {weight.path: weight for weight in backbone.weights}
     for name, array in written_weights(model, _TABLES[kind]):
         weight = weights.pop(name)
-        backend.initialize(weight, array.reshape(weight.shape))
+        backend.set_value(weight, array.reshape(weight.shape))
     if weights:
         raise InputError(f"the model has no {next(iter(weights))}, which a {kind} needs")
-    for variable in backbone.non_trainable_variables:  # random generators of dropout
-        backend.initialize(variable)
+    backend.initialize_rest(backbone)
     return backbone
 
 

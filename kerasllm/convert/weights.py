@@ -1,6 +1,7 @@
 """Weights by declarative tables, both ways and strict: every variable is matched once, every tensor is used once."""
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ import keras
 import numpy as np
 
 from kerasllm import backend
+from kerasllm.convert.memory import check_memory
 from kerasllm.convert.readers import TensorSource
 from kerasllm.errors import InputError
 from kerasllm.models import variable_name
@@ -104,23 +106,22 @@ def read_weights(model: keras.Model, source: TensorSource, table: Table, *, also
         also_unused: Patterns of tensors that this model has no use for, beside the table's.
 
     Raises:
-        InputError: A variable has no tensor, a tensor has no variable, or a shape or dtype does not fit.
+        InputError: A variable has no tensor, a tensor no variable, a shape or dtype does not fit, or there is too
+            little memory.
     """
     variables = {variable_name(weight): weight for weight in model.weights}
     names = _names(source, table)
     uses = _match({name: tuple(weight.shape) for name, weight in variables.items()}, table, set(names))
     _check(uses, variables, source, names)
     _check_surplus(source, names, {use.name for use in uses}, table, (*table.unused, *also_unused))
+    check_memory(sum(_bytes(weight) for weight in variables.values()), str(source.path))
     size = getattr(model.config, "head_dim", 1)
     for use in uses:
         array = use.transform.read(source.read(names[use.name]), size)
         for path, part in zip(use.parts, np.split(array, len(use.parts), axis=-1), strict=True):
             variable = variables[path]
-            backend.initialize(variable, np.ascontiguousarray(part.astype(_numpy_dtype(variable.dtype))))
-    values = {id(weight) for weight in variables.values()}
-    for variable in model.variables:  # random generators of dropout
-        if id(variable) not in values:
-            backend.initialize(variable)
+            backend.set_value(variable, np.ascontiguousarray(part.astype(_numpy_dtype(variable.dtype))))
+    backend.initialize_rest(model)
 
 
 def written_weights(model: keras.Model, table: Table) -> Iterator[tuple[str, np.ndarray]]:
@@ -224,6 +225,10 @@ def _check_surplus(
             f"{source.path}: tensor {stored} has no place in the model; "
             "the file and its configuration are not of the same model"
         )
+
+
+def _bytes(variable: keras.Variable) -> int:
+    return math.prod(variable.shape) * (2 if str(variable.dtype).endswith("float16") else 4)
 
 
 def _numpy_dtype(name: str) -> Any:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from kerasllm.errors import InputError
 from kerasllm.folder import find
 
 if TYPE_CHECKING:
@@ -63,18 +62,16 @@ class KerasModel:
 
 
 def open_model(path_or_name: str | os.PathLike[str]) -> Runner:
-    """Open a model folder, a SavedModel, a `.tflite` file, or the name of a published model.
+    """Open what `kerasllm.load` takes, or a `.tflite` file.
 
     Args:
-        path_or_name: What `kerasllm.load` takes, or a `.tflite` file. A published model runs as its SavedModel.
+        path_or_name: A path, or the name of a published model, which runs as its SavedModel.
 
     Raises:
         InputError: There is no such thing, or it is damaged.
     """
     path = find(path_or_name)
-    if path.is_file():
-        if path.suffix != ".tflite":
-            raise InputError(f"{path}: is no model; give a model folder, a SavedModel folder or a .tflite file")
+    if path.suffix == ".tflite" and path.is_file():
         from kerasllm.edge import EdgeModel
 
         return EdgeModel(path)
