@@ -38,7 +38,7 @@ SWITCHES = {
     "positions": ("learned", "rotary"),
     "num_key_value_heads": (None, 2),
 }
-"""Every fifteenth of their 6,144 combinations is compared with a model: all pairs of values occur."""
+"""Every fifteenth of their 3,072 combinations is compared with a model: all pairs of values occur."""
 
 
 def deferred(config, dtype="float32"):
