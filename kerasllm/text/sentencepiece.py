@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import hashlib
 import io
 import json
 import random
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 import sentencepiece
 
 from kerasllm.errors import InputError
-from kerasllm.text.sentencepiece_model import assemble, without_prefix
+from kerasllm.text.sentencepiece_model import Blanks, assemble, blanks
 from kerasllm.text.tokenizer import Tokenizer, valid_unicode
 
 if TYPE_CHECKING:
@@ -75,17 +76,15 @@ class SentencePieceTokenizer(Tokenizer):
         self._stop_ids = tuple(i for i in dict.fromkeys(stop_ids) if i != self.eos_id)
         fallback = sum(map(self._processor.is_byte, range(self._pieces))) == 256
         self.unk_id = None if fallback else self._processor.unk_id()
-        # The model file does not say in one place what it does to text, so ask it.
-        self.lossless = fallback and all(
-            self._processor.decode(self._processor.encode(text)) == text for text in ("  a  b \n", "ﬁ ①\t\u3000e\u0301")
-        )
         self._spell_blank = spell_blank
         self._check(fallback)
+        # The model file does not say in one place what it does to text, so ask it.
+        faithful = fallback and all(
+            self._processor.decode(self._processor.encode(text)) == text for text in ("  a  b \n", "ﬁ ①\t\u3000e\u0301")
+        )
+        # Llama's models put a blank in front of a text, and then cannot encode it in parts.
+        self.lossless = faithful and (spell_blank or _BLANK not in self._processor.normalize("a"))
         self._blank_ids = [self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in _BLANK.encode()]
-        # A text is cut at U+2581, and only the first part of it may get the blank in front that many models add.
-        self._part_model, self._prefix = without_prefix(model) if spell_blank and not self.lossless else (model, "")
-        same = self._part_model is model
-        self._parts = self._processor if same else sentencepiece.SentencePieceProcessor(model_proto=self._part_model)
 
     def _check(self, fallback: bool) -> None:
         size, template = self.vocabulary_size, self.chat_template
@@ -182,10 +181,11 @@ class SentencePieceTokenizer(Tokenizer):
         text = valid_unicode(text)
         if not (self.lossless or self._spell_blank) or _BLANK not in text:
             return self._processor.encode(text)
+        processor, prefix = self._parts
         first, *rest = text.split(_BLANK)
-        ids = self._parts.encode(self._prefix + first)
+        ids = processor.encode(prefix + first)
         for part in rest:
-            ids += self._blank_ids + self._parts.encode(part)
+            ids += self._blank_ids + processor.encode(part)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -201,10 +201,10 @@ class SentencePieceTokenizer(Tokenizer):
         with tf.device("/CPU:0"):
             if not (self.lossless or self._spell_blank):
                 return self._op.tokenize(texts)
-            if self._prefix:
-                texts = tf.where(texts == "", "", self._prefix + texts)
+            if self._blanks.prefix:
+                texts = tf.where(texts == "", "", self._blanks.prefix + texts)
             parts = tf.strings.split(texts, _BLANK)
-            ids = self._part_op.tokenize(parts.values)
+            ids = self._plain_op.tokenize(parts.values)
             blanks = tf.tile(tf.constant([self._blank_ids], tf.int32), [ids.nrows(), 1])
             spelt = parts.with_values(tf.concat([ids, blanks], axis=1))
             return spelt.merge_dims(1, 2)[:, : -len(self._blank_ids)]
@@ -216,7 +216,14 @@ class SentencePieceTokenizer(Tokenizer):
         with tf.device("/CPU:0"):
             flat = ids.flat_values
             known = tf.where((flat >= 0) & (flat < self._pieces), flat, self.bos_id)
-            return self._op.detokenize(ids.with_flat_values(known))
+            ids = ids.with_flat_values(known)
+            if not self._blanks.prefix or self._blanks.removes:
+                return self._op.detokenize(ids)
+            # The library takes away one blank, the op all of them.
+            silent, blank = self._surfaces
+            first = tf.ragged.boolean_mask(ids, ~tf.gather(silent, ids))[:, :1].to_tensor(self.bos_id, shape=(None, 1))
+            texts = self._plain_op.detokenize(ids)
+            return tf.where(tf.gather(blank, first[:, 0]), tf.strings.regex_replace(texts, "^ ", ""), texts)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -225,32 +232,59 @@ class SentencePieceTokenizer(Tokenizer):
 
     def trackables(self) -> list[Any]:
         """See `Tokenizer.trackables`."""
-        return [self._op, self._part_op]
+        return [self._op, self._plain_op]
 
     def to_huggingface(self) -> dict[str, bytes]:
-        """Files, by name, from which `transformers.AutoTokenizer` makes a LlamaTokenizer."""
+        """Files, by name, from which `transformers.AutoTokenizer` makes a LlamaTokenizer.
+
+        It differs from the SentencePiece library in two things: it puts no blank in front of a text that starts with
+        one, and takes special tokens out of a text.
+        """
         processor = self._processor
         names = {"bos_token": self.bos_id, "eos_token": self.eos_id, "unk_token": processor.unk_id()}
         config: dict[str, Any] = {"tokenizer_class": "LlamaTokenizer"}
         config |= {name: processor.id_to_piece(i) for name, i in names.items() if i >= 0}
         config |= {"add_bos_token": self.add_bos, "add_eos_token": False, "clean_up_tokenization_spaces": False}
-        # Without the blank in front of a text, transformers may not add one.
-        config |= {"add_prefix_space": processor.decode(processor.encode(" a")) != " a", "legacy": False}
+        config |= {"add_prefix_space": self._blanks.prefix != "", "legacy": False}
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
-        files = {_MODEL: self._model, "tokenizer_config.json": _json(config)}
+        files = {"tokenizer_config.json": config}
         if self._stop_ids:
-            generation = {"bos_token_id": self.bos_id, "eos_token_id": list(self.stop_ids)}
-            files["generation_config.json"] = _json(generation)
-        return files
+            files["generation_config.json"] = {"bos_token_id": self.bos_id, "eos_token_id": list(self.stop_ids)}
+        written = {name: json.dumps(value, ensure_ascii=False, indent=2).encode() for name, value in files.items()}
+        return {_MODEL: self._model, **written}
+
+    @functools.cached_property
+    def _blanks(self) -> Blanks:
+        return blanks(self._model)
+
+    @functools.cached_property
+    def _parts(self) -> tuple[sentencepiece.SentencePieceProcessor, str]:
+        """What encodes the parts of a text that is cut at U+2581, and what is to be put in front of the first."""
+        if not self._spell_blank:
+            return self._processor, ""
+        return sentencepiece.SentencePieceProcessor(model_proto=self._blanks.model), self._blanks.prefix
 
     @functools.cached_property
     def _op(self) -> Any:
         return _operation(self._model)
 
     @functools.cached_property
-    def _part_op(self) -> Any:
-        return self._op if self._part_model is self._model else _operation(self._part_model)
+    def _plain_op(self) -> Any:
+        """The op of the model that adds no blank."""
+        return _operation(self._blanks.model) if self._blanks.prefix else self._op
+
+    @functools.cached_property
+    def _surfaces(self) -> "tuple[tf.Tensor, tf.Tensor]":
+        """Which pieces decode to nothing, and which to a blank first."""
+        import tensorflow as tf
+
+        processor, ids = self._processor, range(self._pieces)
+        nothing = not processor.decode([processor.unk_id()])
+        silent = [processor.is_control(i) or (nothing and processor.is_unknown(i)) for i in ids]
+        blank = [processor.id_to_piece(i).startswith(_BLANK) and not processor.is_control(i) for i in ids]
+        with tf.init_scope(), tf.device("/CPU:0"):
+            return tf.constant(silent), tf.constant(blank)
 
     def _settings(self) -> dict[str, Any]:
         """Only what is not usual, so that the fingerprint of a tokenizer without settings stays what it was."""
@@ -273,16 +307,14 @@ class SentencePieceTokenizer(Tokenizer):
         return cls(files[_MODEL], **settings)
 
 
-def _json(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, ensure_ascii=False, indent=2).encode()
-
-
 def _operation(model: bytes) -> Any:
+    """The op; a name of its own, for a loaded SavedModel takes two ops of one name for the same tokenizer."""
     import tensorflow as tf
     import tensorflow_text
 
+    name = f"sentencepiece_{hashlib.sha256(model).hexdigest()[:16]}"
     with tf.init_scope(), tf.device("/CPU:0"):
-        return tensorflow_text.SentencepieceTokenizer(model=model, out_type=tf.int32)
+        return tensorflow_text.SentencepieceTokenizer(model=model, out_type=tf.int32, name=name)
 
 
 def _train(lines: list[str], vocabulary_size: int, model_type: str, character_coverage: float | None) -> bytes:

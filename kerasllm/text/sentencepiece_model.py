@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from kerasllm.errors import InputError
 from kerasllm.text.tokenizer import valid_unicode
@@ -61,20 +61,34 @@ def assemble(
     return model.SerializeToString(deterministic=True)
 
 
-def without_prefix(model: bytes) -> tuple[bytes, str]:
-    """A model without the blank in front of a text, and that blank, or an empty string if it had none.
+class Blanks(NamedTuple):
+    """What a model does to blanks.
+
+    Attributes:
+        model: The same model, but one that adds no blank.
+        prefix: The blank it adds in front of a text, or an empty string.
+        removes: Whether it removes blanks at the ends and repeated ones.
+    """
+
+    model: bytes
+    prefix: str
+    removes: bool
+
+
+def blanks(model: bytes) -> Blanks:
+    """Read from a model what it does to blanks.
 
     Args:
         model: Content of a `.model` file.
 
     Returns:
-        The same, changed, and the prefix.
+        See the class.
     """
-    protocol: Any = _protocol()
-    content = protocol.ModelProto.FromString(model)
-    prefix = " " if content.normalizer_spec.add_dummy_prefix else ""
-    content.normalizer_spec.add_dummy_prefix = False
-    return content.SerializeToString(deterministic=True), prefix
+    content = _protocol().ModelProto.FromString(model)
+    normalizer = content.normalizer_spec
+    prefix, removes = " " if normalizer.add_dummy_prefix else "", normalizer.remove_extra_whitespaces
+    normalizer.add_dummy_prefix = False
+    return Blanks(content.SerializeToString(deterministic=True) if prefix else model, prefix, removes)
 
 
 def _protocol() -> Any:
