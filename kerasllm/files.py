@@ -37,7 +37,7 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[A
             yield file
             file.flush()
             os.fsync(file.fileno())
-        Path(name).chmod(0o666 & ~_umask())
+        Path(name).chmod(0o666 & ~umask())
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
@@ -71,7 +71,7 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         for file in temporary.rglob("*"):
             if file.is_file():
                 _sync_file(file)
-        temporary.chmod(0o777 & ~_umask())
+        temporary.chmod(0o777 & ~umask())
         _swap(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -137,7 +137,8 @@ def _sync_folder(path: Path) -> None:
         _sync_file(path)
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The process' file mode creation mask."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -130,3 +130,50 @@ def export(
         )
         return
     click.echo(f"written to {path}")
+
+
+@cli.command(
+    epilog=examples(
+        "kerasllm convert SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2",
+        "kerasllm convert runs/mine models/mine-for-transformers --to huggingface --dtype bfloat16",
+    )
+)
+@click.argument("source")
+@click.argument("out")
+@click.option(
+    "--to",
+    "kind",
+    default="kerasllm",
+    show_default=True,
+    type=click.Choice(["kerasllm", "huggingface"]),
+    help="A model folder of kerasllm, or a folder that transformers loads.",
+)
+@click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Of the weights.",
+)
+@overwrite_option
+@json_option
+def convert(source: str, out: str, kind: str, dtype: str, overwrite: bool, as_json: bool) -> None:
+    """Read SOURCE, a model of any format, and write it to the folder OUT.
+
+    SOURCE is a Hugging Face folder (LLaMA, GPT-2, BERT), a GGUF file, a llama2.c .bin file, or what `kerasllm generate`
+    takes.
+    """
+    import kerasllm
+
+    model, tokenizer = kerasllm.load(source, dtype=dtype)
+    if kind == "huggingface":
+        from kerasllm.convert.huggingface import to_huggingface
+
+        path = to_huggingface(model, out, tokenizer, overwrite=overwrite)
+    else:
+        path = kerasllm.save(model, tokenizer, out, overwrite=overwrite)
+    count = model.count_params()
+    if as_json:
+        click.echo(json.dumps({"path": str(path), "parameters": count}, ensure_ascii=False))
+        return
+    click.echo(f"{count:,} parameters written to {path}")

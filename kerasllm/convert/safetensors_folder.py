@@ -16,7 +16,7 @@ import numpy as np
 
 from kerasllm.convert.readers import AGAIN, SAFE, TensorInfo, file_size, no_tensor, quoted
 from kerasllm.errors import InputError
-from kerasllm.files import atomic_folder, write_json
+from kerasllm.files import atomic_folder, umask, write_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -201,6 +201,7 @@ def write_safetensors_folder(
                 metadata = {"total_size": sum(sizes.values())}
                 write_json(target / INDEX, {"metadata": metadata, "weight_map": dict(sorted(index.items()))})
         for number, name in enumerate(names):
+            (staging / str(number)).chmod(0o666 & ~umask())  # the library makes files for their owner alone
             (staging / str(number)).replace(folder / name)
         if count > 1:
             (staging / INDEX).replace(folder / INDEX)
