@@ -72,7 +72,7 @@ def describe(args: argparse.Namespace) -> None:
 def obstacle(args: argparse.Namespace) -> str | None:
     """Why the training cannot happen on this machine, or nothing."""
     memory, devices = machine(args)
-    here = make_plan(args, device="cpu", memory_bytes=memory, devices=devices)
+    here = make_plan(args, device="cpu", memory=memory / 1e9, devices=devices)
     ways = [way for way in here.scenarios if way.name == "training"]
     mine = next(way for way in ways if (way.recompute, way.sharded) == (args.recompute, devices > 1))
     if mine.fits:

@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -206,7 +205,7 @@ def test_flops_by_hand():
 
 
 def test_llama_7b_took_the_published_hours():
-    """Touvron et al. 2023, table 15: 82,432 hours of A100-80GB; they report 1.0T tokens. PaLM reached 46.2% of peak."""
+    """Touvron et al. 2023, tables 2 and 15: 1.0T tokens in 82,432 hours of A100-80GB, which is 46% of the peak rate."""
     made = planning.plan_model("llama_7b", dtype="mixed_bfloat16", device="a100-80", tokens=10**12, utilization=0.462)
     assert made.training_seconds / 3600 == pytest.approx(82_432, rel=0.05)
     # Rajbhandari et al. 2020, section 3.1: 16 bytes of state for a parameter; Keras keeps the gradient in float32 too
@@ -245,7 +244,7 @@ def test_advice_is_true():
     assert planning.plan_model("gpt2_base", device="t4", batch_size=rows).fitting("training")
     assert not planning.plan_model("gpt2_base", device="t4", batch_size=2 * rows).fitting("training")
     assert planning.plan_model("gpt2_base", device="t4").advice == ()
-    hopeless = planning.plan_model("llama_13b", device="cpu", memory_bytes=1e6)
+    hopeless = planning.plan_model("llama_13b", device="cpu", memory=1e-3)
     assert hopeless.advice[0] == "training fits with no single change; choose a larger device or a smaller model"
 
 
@@ -254,7 +253,7 @@ def test_decoding_is_bound_by_bandwidth_and_then_by_the_products():
     one = planning.plan_model("llama_7b", **options)
     read = 2 * (one.parameters - 32_000 * 4096 - 65 * 4096) + one.cache_bytes  # all but the look-up and the norms
     assert one.decode_tokens_per_second == pytest.approx(2039e9 / read)
-    lstm = planning.plan_model("lstm_small", device="cpu", memory_bytes=1e9, bandwidth=1e12, peak_flops=1e9)
+    lstm = planning.plan_model("lstm_small", device="cpu", memory=1, bandwidth=1e3, peak=1e-3)
     assert lstm.decode_tokens_per_second == pytest.approx(1e9 / lstm.forward_flops_per_token)
     assert planning.plan_model("bert_base", device="t4").decode_tokens_per_second is None
     assert planning.plan_model("bert_base", device="t4").cache_bytes == 0
@@ -273,8 +272,8 @@ def test_files_and_bad_input(tmp_path):
         ("llama_7b", {"device": "cpu"}, "needs its memory"),
         (
             "llama_7b",
-            {"device": "cpu", "memory_bytes": -1},
-            "device cpu: memory must be a positive number, received -1",
+            {"device": "cpu", "memory": -1},
+            "memory must be a positive number, received -1",
         ),
         ("llama_7b", {"length": 4096}, "length 4096 is more than the model's max_sequence_length 2048"),
         ("llama_7b", {"batch_size": 0}, "batch_size must be a positive integer, received 0"),
@@ -298,6 +297,8 @@ def test_a_plan_is_printed_and_is_json():
         assert part in text, part
     assert "Name a device" in planning.plan_model("gpt2_base").summary()
     assert planning.plan_model("gpt2_base").to_dict()["fits_serving"] is None
+    changed = planning.plan_model("gpt2_base", device="t4", memory=1, peak=2).device
+    assert (changed.memory, changed.bandwidth, changed.float32) == (1e9, 300e9, 2e12)
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.tokens = 1
     numbers = {0: "0 B", 999: "999 B", 999.6: "1.00 kB", 1234: "1.23 kB", 99_960_000: "100 MB", 13.5e9: "13.5 GB"}
@@ -313,77 +314,3 @@ def test_planning_imports_neither_keras_nor_numpy():
         "sys.exit(bool({'keras', 'tensorflow', 'numpy', 'jax'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=60).returncode == 0
-
-
-def test_layout_tables_name_every_matrix_once():
-    for table in (planning.TENSOR_PARALLEL, planning.FULLY_SHARDED):
-        for config in (TRACED["llama"], TRACED["gpt2"]):
-            model = deferred(config)
-            for variable in model.variables:
-                axes = planning.layout_of(variable.path, table)
-                assert axes is None or len(axes) == len(variable.shape)
-                if variable.path.endswith(("/kernel", "embedding/embeddings", "reverse_embeddings")):
-                    assert axes is not None and any(axes), variable.path
-                if variable.path.endswith(("gamma", "scale", "beta", "positions/embeddings")):
-                    assert axes is None, variable.path
-
-
-@pytest.mark.slow
-def test_sharded_training_is_the_same_training_with_a_share_of_the_memory():
-    flags = "--xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    child = subprocess.run(
-        [sys.executable, __file__], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=300
-    )
-    assert child.returncode == 0, child.stderr[-3000:]
-    alone, *sharded = json.loads(child.stdout.splitlines()[-1])
-    assert alone["loss"][-1] < 0.9 * alone["loss"][0]
-    config = TransformerConfig(**_SHARDED)
-    for seen in sharded:
-        assert seen["loss"] == pytest.approx(alone["loss"], rel=1e-4)
-    fully = memory.training_memory(config, "float32", 8, 16, 4, sharded=True)
-    assert alone["weights"] == memory.weight_bytes(config, "float32")
-    # Biases and norms stay whole on each device.
-    assert sharded[2]["weights"] == pytest.approx(fully.weights, rel=0.15)
-    assert sharded[2]["optimizer"] == pytest.approx(fully.optimizer, rel=0.15)
-    assert sharded[0]["weights"] < 0.6 * alone["weights"]
-    assert sharded[1]["weights"] < 0.6 * alone["weights"]
-
-
-_SHARDED = {**_WIDE, "num_key_value_heads": 2, "use_bias": True, "tie_embeddings": False}
-
-
-def train_on(table, shape):
-    """What a JAX process with four devices sees of four steps: losses, and bytes on the first device."""
-    import numpy as np
-
-    keras.distribution.set_distribution(None)
-    if table is not None:
-        mesh = keras.distribution.DeviceMesh(shape, ("batch", "model"), keras.distribution.list_devices("cpu"))
-        layout_map = keras.distribution.LayoutMap(mesh)
-        for pattern, axes in table:
-            layout_map[f".*/{pattern}"] = axes
-        keras.distribution.set_distribution(
-            keras.distribution.ModelParallel(layout_map=layout_map, batch_dim_name="batch")
-        )
-    keras.utils.set_random_seed(0)
-    model = model_class(TransformerConfig(**_SHARDED))(TransformerConfig(**_SHARDED))
-    model.build()
-    model.compile(keras.optimizers.AdamW(1e-2))
-    text = np.random.default_rng(0).integers(0, 96, (8, 17)).astype("int32")
-    history = model.fit(text[:, :-1], text[:, 1:], batch_size=8, epochs=6, shuffle=False, verbose=0).history
-
-    def on_first(variables):
-        return sum(v.value.addressable_shards[0].data.nbytes for v in variables)
-
-    return {
-        "loss": history["loss"],
-        "weights": on_first(model.variables),
-        "optimizer": on_first(model.optimizer.variables),
-    }
-
-
-if __name__ == "__main__":
-    tensor, full = planning.TENSOR_PARALLEL, planning.FULLY_SHARDED
-    ways = ((None, None), (tensor, (2, 2)), (tensor, (1, 4)), (full, (4, 1)))
-    print(json.dumps([train_on(*way) for way in ways]))

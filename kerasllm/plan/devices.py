@@ -70,16 +70,16 @@ def find_device(
     name: str | None,
     memory: float | None = None,
     bandwidth: float | None = None,
-    peak_flops: float | None = None,
+    peak: float | None = None,
 ) -> Device | None:
     """A device of the table, one given by numbers, or one of the table with some numbers changed.
 
     Args:
         name: A key of `DEVICES`, or `"cpu"`, of which nothing is known but what the numbers say; `None` with `memory`
             is a device of those numbers.
-        memory: Bytes of one device.
-        bandwidth: Of its memory, in bytes per second.
-        peak_flops: Floating-point operations per second in the compute dtype.
+        memory: Of one device, in GB (10^9 bytes).
+        bandwidth: Of its memory, in GB/s.
+        peak: Rate in the compute dtype, in TFLOP/s.
 
     Returns:
         The device; `None` where neither name nor numbers are given.
@@ -87,14 +87,16 @@ def find_device(
     Raises:
         InputError: The name is unknown, or a number lacks or is not positive.
     """
-    rates = {} if peak_flops is None else dict.fromkeys(("float32", "bfloat16", "float16"), peak_flops)
-    numbers: dict[str, Any] = {"memory": memory, "bandwidth": bandwidth, **rates}
-    given = {field: value for field, value in numbers.items() if value is not None}
+    for field, value in (("memory", memory), ("bandwidth", bandwidth), ("peak", peak)):
+        if value is not None and not _positive(value):
+            raise InputError(f"{field} must be a positive number, received {value!r}")
+    given: dict[str, Any] = {} if memory is None else {"memory": memory * 1e9}
+    given |= {} if bandwidth is None else {"bandwidth": bandwidth * 1e9}
+    given |= {} if peak is None else dict.fromkeys(("float32", "bfloat16", "float16"), peak * 1e12)
     if name is None and not given:
         return None
-    changed = {**given, "source": "partly given"} if given else {}
     if name in DEVICES:
-        return dataclasses.replace(DEVICES[name], **changed)
+        return dataclasses.replace(DEVICES[name], **given, source=DEVICES[name].source + (", changed" if given else ""))
     if name not in (None, "cpu"):
         raise InputError(f"device {name!r} is unknown; choose one of {', '.join(DEVICES)}, cpu")
     if memory is None:

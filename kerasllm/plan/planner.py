@@ -8,7 +8,8 @@ from typing import Any
 from kerasllm.config import LSTMConfig, ModelConfig, TransformerConfig
 from kerasllm.errors import InputError
 from kerasllm.files import read_json
-from kerasllm.plan import counts, memory
+from kerasllm.plan import counts
+from kerasllm.plan import memory as sizes
 from kerasllm.plan.devices import Device, find_device
 from kerasllm.plan.memory import Memory
 from kerasllm.presets import PRESETS
@@ -145,9 +146,9 @@ def plan(
     tokens: int | None = None,
     utilization: float = 0.4,
     accumulate: bool = False,
-    memory_bytes: float | None = None,
+    memory: float | None = None,
     bandwidth: float | None = None,
-    peak_flops: float | None = None,
+    peak: float | None = None,
     name: str | None = None,
 ) -> Plan:
     """Work out what a config needs for training and for serving.
@@ -158,13 +159,13 @@ def plan(
         batch_size: Sequences in a step, on all devices together.
         length: Tokens in a sequence; the model's context by default, at most 2048.
         devices: Number of devices; the batch is split over them.
-        device: A key of `DEVICES`, `"cpu"` (with `memory_bytes`), or a `Device`.
+        device: A key of `DEVICES`, `"cpu"` (with `memory`), or a `Device`.
         tokens: Training budget; 20 for each parameter by default (Hoffmann et al. 2022).
         utilization: Share of the peak rate that training reaches. PaLM 540B reached 0.46 (its table 3).
         accumulate: Whether the optimizer accumulates gradients (`gradient_accumulation_steps`).
-        memory_bytes: Memory of a device, instead of the table's.
-        bandwidth: Of a device's memory in bytes per second, instead of the table's.
-        peak_flops: Of a device in operations per second, instead of the table's.
+        memory: Of a device in GB (10^9 bytes), instead of the table's.
+        bandwidth: Of a device's memory in GB/s, instead of the table's.
+        peak: Rate of a device in TFLOP/s, instead of the table's.
         name: What to call it.
 
     Raises:
@@ -176,13 +177,9 @@ def plan(
     tokens = TOKENS_PER_PARAMETER * parameters if tokens is None else tokens
     _check(config, dtype, utilization, batch_size=batch_size, length=length, devices=devices, tokens=tokens)
     if not isinstance(device, Device):
-        device = find_device(device, memory_bytes, bandwidth, peak_flops)
-    size = memory.dtype_sizes(dtype)[2]
+        device = find_device(device, memory, bandwidth, peak)
     layout: dict[str, Any] = {"dtype": dtype, "batch_size": batch_size, "length": length, "devices": devices}
     scenarios = _scenarios(config, device, accumulate=accumulate, **layout)
-    weights, cache = memory.weight_bytes(config, dtype), size * counts.cache_values(config, length)
-    training = counts.training_flops(config, length)
-    rate = None if device is None else device.peak(memory.dtype_sizes(dtype)[1])
     return Plan(
         name=name or type(config).__name__,
         device=device,
@@ -190,22 +187,42 @@ def plan(
         utilization=utilization,
         parameters=parameters,
         table=counts.parameter_table(config),
-        weight_bytes=weights,
-        gradient_bytes=weights * (2 if accumulate else 1),
-        optimizer_bytes=2 * weights,
-        activation_bytes=memory.activation_bytes(config, dtype, batch_size, length),
-        recomputed_activation_bytes=memory.activation_bytes(config, dtype, batch_size, length, recompute=True),
-        logits_bytes=4 * config.vocabulary_size * batch_size * length,
-        cache_bytes_per_token=cache // length if isinstance(config, TransformerConfig) else 0,
-        cache_bytes=batch_size * cache,
-        forward_flops_per_token=counts.forward_flops(config, length),
-        training_flops_per_token=training,
-        training_seconds=None if rate is None else tokens * training / (devices * rate * utilization),
-        decode_tokens_per_second=_decode_rate(config, device, **layout),
         scenarios=scenarios,
         advice=_advice(config, device, scenarios, accumulate=accumulate, **layout),
+        decode_tokens_per_second=_decode_rate(config, device, **layout),
         **layout,
+        **_whole(config, dtype, batch_size, length, accumulate),
+        **_work(config, device, dtype, length, tokens, devices * utilization),
     )
+
+
+def _whole(config: ModelConfig, dtype: str, batch_size: int, length: int, accumulate: bool) -> dict[str, Any]:
+    """Bytes of the whole model and batch, fields of a `Plan`."""
+    weights, layout = sizes.weight_bytes(config, dtype), (config, dtype, batch_size, length)
+    cache = sizes.dtype_sizes(dtype)[2] * counts.cache_values(config, length)
+    return {
+        "weight_bytes": weights,
+        "gradient_bytes": weights * (2 if accumulate else 1),
+        "optimizer_bytes": 2 * weights,
+        "activation_bytes": sizes.activation_bytes(*layout),
+        "recomputed_activation_bytes": sizes.activation_bytes(*layout, recompute=True),
+        "logits_bytes": 4 * config.vocabulary_size * batch_size * length,
+        "cache_bytes_per_token": cache // length if isinstance(config, TransformerConfig) else 0,
+        "cache_bytes": batch_size * cache,
+    }
+
+
+def _work(
+    config: ModelConfig, device: Device | None, dtype: str, length: int, tokens: int, used: float
+) -> dict[str, Any]:
+    """Operations and seconds, fields of a `Plan`; `used` is how many devices' peak rate the training reaches."""
+    training = counts.training_flops(config, length)
+    rate = None if device is None else device.peak(sizes.dtype_sizes(dtype)[1])
+    return {
+        "forward_flops_per_token": counts.forward_flops(config, length),
+        "training_flops_per_token": training,
+        "training_seconds": None if rate is None else tokens * training / (used * rate),
+    }
 
 
 def plan_model(name: str, **options: Any) -> Plan:
@@ -248,7 +265,7 @@ def read_config(name: str | os.PathLike[str], vocabulary_size: int | None = None
 
 
 def _check(config: ModelConfig, dtype: str, utilization: float, **numbers: int) -> None:
-    memory.dtype_sizes(dtype)
+    sizes.dtype_sizes(dtype)
     for field, value in numbers.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise InputError(f"{field} must be a positive integer, received {value!r}")
@@ -272,12 +289,12 @@ def _scenarios(
     ways = [(recompute, sharded) for sharded in (False, True)[: min(devices, 2)] for recompute in (False, True)]
     layout = (config, dtype, batch_size, length, devices)
     rows = [
-        ("training", recompute, sharded, memory.training_memory(
+        ("training", recompute, sharded, sizes.training_memory(
             *layout, recompute=recompute, sharded=sharded, accumulate=accumulate
         ))
         for recompute, sharded in ways
     ] + [
-        ("serving", False, sharded, memory.serving_memory(*layout, sharded=sharded))
+        ("serving", False, sharded, sizes.serving_memory(*layout, sharded=sharded))
         for recompute, sharded in ways
         if not recompute
     ]  # fmt: skip
@@ -298,7 +315,7 @@ def _decode_rate(
     per_row = counts.cache_values(config, length)
     if device is None or device.bandwidth is None or not per_row:
         return None
-    variable, compute, size = memory.dtype_sizes(dtype)
+    variable, compute, size = sizes.dtype_sizes(dtype)
     rows = -(-batch_size // devices)
     read = variable * counts.projected_parameters(config) + size * rows * per_row
     bound, peak = rows * device.bandwidth / read, device.peak(compute)
@@ -334,7 +351,7 @@ def _changes(name: str, layout: dict[str, Any]) -> Any:
         yield "batch", f"batch {rows}" + (" (accumulate gradients)" if name == "training" else ""), {"batch_size": rows}
     for tokens in _halves(length):
         yield "length", f"length {tokens}", {"length": tokens}
-    if memory.DTYPES[layout["dtype"]][0] == 4:
+    if sizes.DTYPES[layout["dtype"]][0] == 4:
         words = "dtype bfloat16" + (", but no float32 master weights" if name == "training" else "")
         yield "dtype", words, {"dtype": "bfloat16"}
     count = 1
