@@ -4,7 +4,7 @@
     .venv/bin/python examples/train_7b.py --preset llama_7b --precision mixed_bfloat16 --device a100-80 --devices 8
 
 The first trains `llama_tiny` (1.1 million parameters) on the Wikipedia excerpt that is installed with kerasllm, in
-about two minutes on two CPU cores. The second says what 7B needs, lays out all of its variables without memory, and
+about one minute on two CPU cores. The second says what 7B needs, lays out all of its variables without memory, and
 refuses to train where they do not fit, with exit code 2. Where they do, it trains: give it `--corpus` and `--steps`.
 
 With the JAX backend `--shard` splits weights, gradients and moments over all devices; four on one CPU, to try it:
@@ -31,14 +31,14 @@ def main() -> None:
     """Plan, lay out, and train where it fits."""
     args = parse_arguments()
     keras.utils.set_random_seed(0)
+    if not getattr(read_config(args.preset, args.vocabulary_size), "causal", False):
+        raise kerasllm.InputError(f"{args.preset}: is no causal Transformer; choose one, such as llama_7b")
     if args.shard:
         shard()
-    plan = make_plan(args)
-    print(plan.summary())
+    print(make_plan(args).summary())
     describe(args)
     if reason := obstacle(args):
-        print(f"train_7b: {reason}", file=sys.stderr)
-        sys.exit(2)
+        raise kerasllm.InputError(reason)
     train(args)
 
 
@@ -97,7 +97,7 @@ def machine(args: argparse.Namespace) -> tuple[float, int]:
 def shard() -> None:
     """Split every matrix, and what the optimizer keeps of it, over all devices."""
     if keras.backend.backend() != "jax":
-        sys.exit("train_7b: --shard needs the JAX backend; set KERAS_BACKEND=jax")
+        raise kerasllm.InputError("--shard needs the JAX backend; set KERAS_BACKEND=jax")
     devices = keras.distribution.list_devices()
     layout_map = keras.distribution.LayoutMap(keras.distribution.DeviceMesh((len(devices),), ("batch",), devices))
     for pattern, axes in FULLY_SHARDED:
@@ -192,4 +192,5 @@ if __name__ == "__main__":
     try:
         main()
     except kerasllm.InputError as error:
-        sys.exit(f"train_7b: {error}")
+        print(f"train_7b: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -14,6 +14,7 @@ import pytest
 from kerasllm import backend
 from kerasllm import plan as planning
 from kerasllm.config import TransformerConfig
+from kerasllm.errors import InputError
 from kerasllm.models import TransformerLanguageModel
 from kerasllm.plan import memory
 
@@ -45,7 +46,7 @@ def test_the_recomputing_block_of_the_example_trains_alike_and_keeps_less():
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     assert losses[0][-1] < losses[0][0]
     assert calls.count(True) > calls.count(False)  # traced again for the backward pass
-    with pytest.raises(SystemExit, match="choose a preset without dropout"):
+    with pytest.raises(InputError, match="choose a preset without dropout"):
         example.recompute(TransformerLanguageModel(DROPPING).blocks[0])
 
 
