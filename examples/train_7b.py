@@ -145,9 +145,7 @@ def train(args: argparse.Namespace) -> None:
 def recompute(block: keras.layers.Layer) -> None:
     """Keep only the input of a block for the backward pass and compute the rest of it a second time."""
     if block.residual_dropout.rate:
-        sys.exit(
-            "train_7b: --recompute would draw other dropout masks the second time; choose a preset without dropout"
-        )
+        raise kerasllm.InputError("--recompute would draw new dropout masks; choose a preset without dropout")
     forward = block.call
 
     def call(inputs: object, **arguments: object) -> object:
