@@ -34,7 +34,8 @@ class SentencePieceTokenizer(Tokenizer):
     `train` switches off everything that changes text (normalisation, the blank in front, the removal of blanks), and
     byte fallback gives every character an encoding. What remains is U+2581, which SentencePiece uses for a blank:
     both faces spell it in bytes, and any SentencePiece library decodes that rightly. So a phone with nothing but
-    `tokenizer.model` encodes all text without that character, and decodes all ids, as this class does.
+    `tokenizer.model` encodes all text without that character, and decodes all ids, as this class does. A program that
+    loads a SavedModel with this tokenizer needs `import tensorflow_text`.
     """
 
     file_names = (_MODEL,)
@@ -64,7 +65,8 @@ class SentencePieceTokenizer(Tokenizer):
         """
         try:
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
+            self._processor.decode(list(range(self._processor.vocab_size())))  # each piece must be UTF-8
+        except (RuntimeError, UnicodeDecodeError):
             raise InputError("not a SentencePiece model; give the content of a .model file") from None
         self._model = model
         self._pieces = self._processor.vocab_size()
@@ -289,12 +291,9 @@ class SentencePieceTokenizer(Tokenizer):
     def _settings(self) -> dict[str, Any]:
         """Only what is not usual, so that the fingerprint of a tokenizer without settings stays what it was."""
         settings: dict[str, Any] = {} if self.add_bos else {"add_bos": False}
-        if self.chat_template is not None:
-            settings["chat_template"] = self.chat_template
-        if self._stop_ids:
-            settings["stop_ids"] = list(self._stop_ids)
-        if self._spell_blank:
-            settings["spell_blank"] = True
+        settings |= {} if self.chat_template is None else {"chat_template": self.chat_template}
+        settings |= {"stop_ids": list(self._stop_ids)} if self._stop_ids else {}
+        settings |= {"spell_blank": True} if self._spell_blank else {}
         if self.vocabulary_size != self._pieces:
             settings["vocabulary_size"] = self.vocabulary_size
         return settings
