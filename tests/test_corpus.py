@@ -5,9 +5,6 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +14,8 @@ from kerasllm.data import Article, Corpus, default_corpus, load_corpus, prepare,
 from kerasllm.data import corpus as corpus_module
 from kerasllm.data import encoding as encoding_module
 from kerasllm.errors import InputError
-from kerasllm.text import ByteTokenizer, WordTokenizer
+from kerasllm.text import BytePairTokenizer, ByteTokenizer, WordTokenizer
+from kerasllm.text.bpe_files import byte_alphabet
 
 WORDS = [
     *["the", "of", "and", "in", "to", "was", "is", "for", "as", "on", "with", "by", "that", "he", "it", "from"],
@@ -82,11 +80,30 @@ def test_manifest_counts(prepared):
     assert str(prepared.folder) not in json.dumps(prepared.manifest)
 
 
-def test_documents_over_block_edges(prepared, monkeypatch):
-    """Documents are found in blocks of the stream; make a stream of many."""
-    tokens = np.concatenate([[prepared.tokenizer.bos_id], np.full(2**20 + 5, 9), [prepared.tokenizer.eos_id]] * 3)
-    monkeypatch.setattr(Corpus, "tokens", lambda self, split: tokens)
-    assert [len(document) for document in prepared.documents("train")] == [2**20 + 7] * 3
+@pytest.mark.parametrize("block", [1, 7, 2**20])
+def test_documents_over_block_edges(prepared, monkeypatch, block):
+    """Documents are read in blocks, and those of a corpus without lengths, as they once were, found by bos."""
+    monkeypatch.setattr(corpus_module, "_BLOCK", block)
+    files = {name: entry for name, entry in prepared.manifest["files"].items() if not name.endswith(".lengths")}
+    for split in corpus_module.SPLITS:
+        expected = [[1, *prepared.tokenizer.encode(article.text), 2] for article in prepared.articles(split)]
+        assert [ids.tolist() for ids in prepared.documents(split)] == expected
+        old = Corpus(prepared.folder, {**prepared.manifest, "files": files}, prepared.tokenizer)
+        assert [ids.tolist() for ids in old.documents(split)] == expected
+
+
+@pytest.mark.parametrize("bos", ["<|end|>", "<|start|>"])
+def test_bos_may_be_eos_and_stand_in_a_text(tmp_path, bos):
+    """GPT-2 has one token for both, and a byte-level tokenizer reads special tokens in a text as such."""
+    tokens = [*byte_alphabet(), "<|start|>", "<|end|>"]
+    tokenizer = BytePairTokenizer(tokens, [], special_tokens=tokens[256:], bos_token=bos, eos_token="<|end|>")
+    texts = ["", "one", "<|end|>", "two<|end|><|end|>", "<|start|>user<|end|><|start|>", "", "", "three"]
+    source = [Article(f"{i}", text) for i, text in enumerate(texts)]
+    corpus = quick(source, tmp_path / "c", tokenizer=tokenizer, validation=0, test=0)
+    expected = [[tokenizer.bos_id, *tokenizer.encode(text), 257] for text in texts]
+    assert [ids.tolist() for ids in load_corpus(corpus.folder).documents("train")] == expected
+    assert expected[2] == [tokenizer.bos_id, 257, 257]
+    assert list(corpus.documents("test")) == []
 
 
 def test_tokenizer_is_trained_on_train_alone(tmp_path):
@@ -119,9 +136,11 @@ def test_every_article_is_encoded_once_whatever_the_pieces(tmp_path, monkeypatch
     path, tokenizer, done = tmp_path / "a.jsonl", ByteTokenizer(), []
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), newline="\n")
     tokenizer.save(tmp_path / "t")
-    counts = encoding_module.encode_articles(path, tmp_path / "t", tmp_path / "o", workers=1, progress=done.append)
+    out = tmp_path / "o", tmp_path / "l"
+    counts = encoding_module.encode_articles(path, tmp_path / "t", *out, workers=1, progress=done.append)
     expected = [i for text in texts for i in (256, *text.encode(), 257)]
     assert np.fromfile(tmp_path / "o", "<u2").tolist() == expected
+    assert np.fromfile(tmp_path / "l", "<u4").tolist() == [len(text.encode()) + 2 for text in texts]
     assert counts == (len(expected), 0)
     assert sum(done) == path.stat().st_size
 
@@ -240,6 +259,8 @@ def rewrite(path, change):
         (lambda f: rewrite(f / "manifest.json", lambda m: m.update(format=2)), "format 2 is not 1"),
         (lambda f: rewrite(f / "manifest.json", lambda m: m["splits"]["test"].update(tokens=1)), "contradict"),
         (lambda f: rewrite(f / "manifest.json", lambda m: m["tokenizer"].update(dtype="?!")), "not the manifest"),
+        (lambda f: rewrite(f / "manifest.json", lambda m: m["splits"]["test"].update(articles=99)), "contradict"),
+        (lambda f: (f / "train.lengths").unlink(), "train.lengths: is missing"),
         (lambda f: (f / "train.tokens").unlink(), "train.tokens: is missing"),
         (lambda f: (f / "train.tokens").write_bytes(b"ab"), "train.tokens: has 2 bytes instead of"),
         (lambda f: (f / "test.jsonl").write_bytes(b""), "test.jsonl: has 0 bytes"),
@@ -331,47 +352,6 @@ def test_chinese_comes_back_exactly(tmp_path, name):
         # A character takes less than one token: the vocabulary holds the characters, and words too.
         assert counts["tokens"] < counts["characters"]
     assert seen == texts
-
-
-def test_needs_neither_tensorflow_nor_a_main_guard(tmp_path):
-    """A script as a beginner writes it: nothing below `if __name__ == "__main__"`, and two workers."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import sys
-            from kerasllm.data import Article, prepare
-            articles = [Article(str(i), f"text {i} " * 50) for i in range(200)]
-            corpus = prepare(articles, sys.argv[1], tokenizer="byte", workers=2)
-            assert "tensorflow" not in sys.modules and "keras" not in sys.modules
-            print(len(corpus.tokens("train")))
-            """
-        )
-    )
-    command = [sys.executable, str(script), str(tmp_path / "c")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == len(load_corpus(tmp_path / "c").tokens("train"))
-
-
-def test_memory_does_not_grow_with_the_corpus(tmp_path):
-    pytest.importorskip("resource", reason="no measure of memory on this system")
-    script = """
-        import resource, sys
-        from kerasllm.data import Article, prepare
-        text = "the quick brown fox " * 2500
-        for number in (100, 1000):
-            articles = (Article(str(i), text) for i in range(number))
-            corpus = prepare(articles, f"{sys.argv[1]}/{number}", tokenizer="byte", workers=1)
-            for split in ("train", "test"):
-                assert sum(len(ids) for ids in corpus.documents(split)) == len(corpus.tokens(split))
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    """
-    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
-    small, large = (int(line) / 1024 for line in done.stdout.split())
-    # 5 MB against 50 MB of text (100 MB of tokens, which are mapped and so may count until the system takes them back).
-    assert large - small < 130, f"{small} MB for 5 MB of text, {large} MB for 50 MB"
 
 
 def test_what_came_before_the_damage_may_be_kept(tmp_path):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from kerasllm.data.encoding import encode_articles, token_dtype
+from kerasllm.data.encoding import LENGTH_DTYPE, encode_articles, token_dtype
 from kerasllm.data.packing import packed_dataset
 from kerasllm.errors import InputError
 from kerasllm.files import atomic_folder, read_json, sha256, write_json
@@ -30,6 +30,7 @@ SPLITS = ("train", "validation", "test")
 Source = str | os.PathLike[str] | Iterable["Article"]
 
 _FORMAT = 1
+_BLOCK = 2**20
 _MANIFEST = "manifest.json"
 _TOKENIZER = "tokenizer"
 _TRAINERS: dict[str, Callable[[Iterable[str], int], Tokenizer]] = {
@@ -73,14 +74,28 @@ class Corpus:
         """Yield the tokens of each article of a split, bos and eos included, (n,) uint16 or uint32."""
         tokens = self.tokens(split)
         start = 0
-        for offset in range(0, len(tokens), 2**20):
-            # bos is never the encoding of a text, so it marks the beginnings.
-            for begin in np.flatnonzero(tokens[offset : offset + 2**20] == self.tokenizer.bos_id) + offset:
-                if begin > start:
-                    yield np.array(tokens[start:begin])
-                start = int(begin)
-        if start < len(tokens):
-            yield np.array(tokens[start:])
+        for end in self._ends(split, tokens):
+            yield np.array(tokens[start:end])
+            start = end
+
+    def _ends(self, split: str, tokens: np.ndarray) -> Iterator[int]:
+        """Where each article ends. No token tells: eos may be bos, and a text may spell either."""
+        path = self._path(split, "lengths")
+        if path.name not in self.manifest["files"]:
+            # A corpus of the time before: its tokenizers never make bos of a text.
+            for offset in range(0, len(tokens), _BLOCK):
+                for begin in np.flatnonzero(tokens[offset : offset + _BLOCK] == self.tokenizer.bos_id) + offset:
+                    if begin:
+                        yield int(begin)
+            if len(tokens):
+                yield len(tokens)
+            return
+        end = 0
+        with path.open("rb") as lengths:
+            while len(block := np.fromfile(lengths, LENGTH_DTYPE, _BLOCK)):
+                for length in block.tolist():
+                    end += length
+                    yield end
 
     def dataset(
         self,
@@ -233,7 +248,12 @@ def load_corpus(folder: str | os.PathLike[str], *, verify: bool = False) -> Corp
         described = manifest["tokenizer"]
         itemsize = np.dtype(described["dtype"]).itemsize
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-        agree = all(files[f"{split}.tokens"][0] == manifest["splits"][split]["tokens"] * itemsize for split in SPLITS)
+        counts = manifest["splits"]
+        agree = all(files[f"{split}.tokens"][0] == counts[split]["tokens"] * itemsize for split in SPLITS) and all(
+            files[name][0] == counts[split]["articles"] * LENGTH_DTYPE.itemsize
+            for split in SPLITS
+            if (name := f"{split}.lengths") in files
+        )
         fingerprint = described["fingerprint"]
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: is not the manifest of a corpus ({error!r}); prepare the corpus anew") from None
@@ -323,7 +343,12 @@ def _encode_splits(
         articles = folder / f"{split}.jsonl"
         with _bar(None, progress, f"encode {split}", "B", total=articles.stat().st_size) as bar:
             done = encode_articles(
-                articles, folder / _TOKENIZER, folder / f"{split}.tokens", workers=workers, progress=bar.update
+                articles,
+                folder / _TOKENIZER,
+                folder / f"{split}.tokens",
+                folder / f"{split}.lengths",
+                workers=workers,
+                progress=bar.update,
             )
         counts[split]["tokens"] = done.tokens
         if tokenizer.unk_id is not None:

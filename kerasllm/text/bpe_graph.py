@@ -40,6 +40,7 @@ _OF_LLAMA3 = (
     r"|[ \t\r\n]+|\|[ \t\r\n]"
 )
 _WORDS = {"gpt-2": _OF_GPT2, "smollm": _OF_GPT2, "llama-bpe": _OF_LLAMA3}
+_ASSIGNED = 0x40000  # from here on there are tags, private use and nothing: no letter, number or blank
 _LAST_BLANK = r"([ \t\r\n])([^ \t\r\n0])"  # a number that stands alone was split off before: nothing follows
 
 
@@ -254,7 +255,7 @@ def _whole_words(library: tokenizers.Tokenizer, ids: Mapping[str, int], ignore_m
 @functools.lru_cache(maxsize=2)
 def _kinds(single_digits: bool) -> tuple[np.ndarray, np.ndarray]:
     """The kind of code point c is `kinds[pages[c // 256], c % 256]`."""
-    text = "".join(map(chr, [*range(0xD800), *range(0xE000, sys.maxunicode + 1)]))
+    text = "".join(map(chr, [*range(0xD800), *range(0xE000, _ASSIGNED)]))
     table = np.full(sys.maxunicode + 1, ord("."), np.uint8)
     for pattern, kind in ((r"\P{L}+", "a"), (r"\P{N}+", "1"), (r"\S+", "\t")):
         for run, _ in pre_tokenizers.Split(Regex(pattern), "removed").pre_tokenize_str(text):
