@@ -99,7 +99,9 @@ def initialize_rest(model: keras.Model) -> None:
             variable._deferred_initialize()
 
 
-def compiled(model: keras.Model, function: Callable[..., Any], *key: Any) -> Callable[..., Any]:
+def compiled(
+    model: keras.Model, function: Callable[..., Any], *key: Any, jit_compile: bool = False
+) -> Callable[..., Any]:
     """A compiled version of a pure function of a model and tensors.
 
     Compiled functions are kept as long as the model, so that a second call with the same `key` traces nothing.
@@ -109,27 +111,31 @@ def compiled(model: keras.Model, function: Callable[..., Any], *key: Any) -> Cal
         function: Called as `function(model, *tensors)`; takes and returns nested structures of tensors.
         key: What distinguishes this function from others of the same model: its name and every Python value it closes
             over.
+        jit_compile: Whether to compile with XLA on TensorFlow; JAX always does.
 
     Returns:
         A callable that takes the tensors.
     """
     functions = _COMPILED.setdefault(model, {})
+    key = (*key, jit_compile)
     if key not in functions:
         # The cache must not keep the model alive.
-        functions[key] = _compile(weakref.proxy(model), function)
+        functions[key] = _compile(weakref.proxy(model), function, jit_compile)
     return functions[key]
 
 
 _COMPILED: weakref.WeakKeyDictionary[keras.Model, dict[Any, Callable[..., Any]]] = weakref.WeakKeyDictionary()
 
 
-def _compile(model: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+def _compile(model: Any, function: Callable[..., Any], jit_compile: bool) -> Callable[..., Any]:
     name = keras.backend.backend()
     if name == "tensorflow":
         import tensorflow as tf
 
         # A partial and no lambda: TensorFlow takes all functions of one code for one, and would warn of its retracing.
-        return tf.function(functools.partial(function, model), reduce_retracing=True)
+        # XLA needs to know every length, which retracing keeps.
+        bound = functools.partial(function, model)
+        return tf.function(bound, reduce_retracing=not jit_compile, jit_compile=jit_compile or None)
     if name == "jax":
         import jax
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from kerasllm import stopping
 from kerasllm.errors import InputError
 from kerasllm.text import load_tokenizer
 
@@ -73,19 +74,12 @@ class EdgeModel:
         self.context_length: int | None = int(min(caches)) if caches else None
         self.vocabulary_size = int(outputs["logits"]["shape"][-1])
 
-    def generate(
-        self,
-        prompts: str | Sequence[str],
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Any:
+    def generate(self, prompts: str | Sequence[int] | Sequence[Any], **options: Any) -> Any:
         """Continue prompts, one after the other.
 
-        The options are those of `kerasllm.generate`, but for `repetition_penalty` and `stop`, which this cannot do.
+        Args:
+            prompts: One text or several; the token ids of a text will do for a text.
+            **options: Those of `kerasllm.generate`, but for `repetition_penalty` and `jit_compile`.
 
         Returns:
             The continuation without the prompt: a string for one prompt, a list for several.
@@ -93,14 +87,61 @@ class EdgeModel:
         Raises:
             InputError: A prompt does not fit the context, or an option is out of range.
         """
-        _check_options(max_new_tokens, temperature, top_k, top_p, seed)
-        rows = [prompts] if isinstance(prompts, str) else prompts
-        texts = []
-        for index, prompt in enumerate(rows):
-            uniforms = np.random.default_rng([seed, index]).random(max_new_tokens, "float32")
-            drawn = self.tokens(self.tokenizer.prompt_ids(prompt), uniforms, temperature=temperature, top_k=top_k, top_p=top_p)
-            texts.append(self.tokenizer.decode(list(drawn)))
-        return texts[0] if isinstance(prompts, str) else texts
+        alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], (int, np.integer)))
+        rows = [prompts] if alone else prompts
+        texts = ["".join(self.stream(prompt, row=row, **options)) for row, prompt in enumerate(rows)]
+        return texts[0] if alone else texts
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        stop: str | Sequence[str] = (),
+        seed: int = 0,
+        row: int = 0,
+    ) -> Iterator[str]:
+        """Continue one prompt, yielding text as it comes; the pieces joined are what `generate` returns.
+
+        A character whose bytes are incomplete is held back, as is text that may become a stop string.
+
+        Args:
+            prompt: The text to continue, or its token ids.
+            max_new_tokens: Most tokens in the continuation.
+            temperature: 0 is greedy.
+            top_k: Keep the k most likely tokens; 0 keeps all.
+            top_p: Keep the most likely tokens with this share; 1 keeps all.
+            min_p: Keep tokens at least p times as likely as the most likely one; 0 keeps all.
+            stop: Strings before which the continuation ends.
+            seed: Of the uniform numbers.
+            row: Number of the prompt in a batch: the numbers are those of the stream `(seed, row)`.
+
+        Yields:
+            Pieces of the continuation.
+
+        Raises:
+            InputError: The prompt does not fit the context, or an option is out of range.
+        """
+        filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        _check_options(max_new_tokens, seed, **filters)
+        uniforms = np.random.default_rng([seed, row]).random(max_new_tokens, "float32")
+        ids = self.tokenizer.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
+        stops, drawn, emitted, ended, text = stopping.strings(stop), [], 0, False, ""
+        for token in self.tokens(ids, uniforms, **filters):
+            drawn.append(token)
+            text, ended = stopping.cut(self.tokenizer.decode(drawn), stops)
+            ready = len(text) if ended else stopping.settled(text, stops)
+            if ready > emitted:
+                yield text[emitted:ready]
+                emitted = ready
+            if ended:
+                return
+        if len(text) > emitted:
+            yield text[emitted:]
 
     def tokens(
         self,
@@ -110,22 +151,26 @@ class EdgeModel:
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
     ) -> Iterator[int]:
-        """Draw token after token until the end token.
+        """Draw token after token until a stop token.
 
         Args:
-            prompt: Token ids, the start token first.
+            prompt: Token ids, at least one.
             uniforms: float32 `(count,)` in [0, 1), one for each token to draw.
             temperature: 0 is greedy.
             top_k: 0 keeps all.
             top_p: 1 keeps all.
+            min_p: 0 keeps all.
 
         Yields:
-            Token ids, without the end token.
+            Token ids, without the stop token.
 
         Raises:
-            InputError: Prompt and new tokens do not fit the context.
+            InputError: Prompt and new tokens do not fit the context, or a token is not the model's.
         """
+        if not len(prompt) or not 0 <= min(prompt) <= max(prompt) < self.vocabulary_size:
+            raise InputError(f"the prompt needs token ids from 0 to {self.vocabulary_size - 1}, received {prompt[:8]}")
         if self.context_length is not None and len(prompt) + len(uniforms) > self.context_length:
             raise InputError(
                 f"the prompt's {len(prompt)} tokens and {len(uniforms)} new ones do not fit the context of "
@@ -135,7 +180,7 @@ class EdgeModel:
         token, place = prompt[-1], len(prompt) - 1
         for step, uniform in enumerate(uniforms):
             state = self._run("decode", [token], place + step, state)
-            token = sample(state.pop("logits")[0, 0], float(uniform), temperature, top_k, top_p)
+            token = sample(state.pop("logits")[0, 0], float(uniform), temperature, top_k, top_p, min_p)
             if token in self.tokenizer.stop_ids:
                 return
             yield token
@@ -200,7 +245,14 @@ class EdgeModel:
         return self._runners[signature](tokens=row, **inputs)
 
 
-def sample(logits: np.ndarray, uniform: float, temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0) -> int:
+def sample(
+    logits: np.ndarray,
+    uniform: float,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+) -> int:
     """`kerasllm.generation.sample` for one row, in numpy: the same uniform number draws the same token.
 
     Args:
@@ -209,6 +261,7 @@ def sample(logits: np.ndarray, uniform: float, temperature: float = 0.0, top_k: 
         temperature: 0 is greedy.
         top_k: 0 keeps all.
         top_p: 1 keeps all.
+        min_p: 0 keeps all.
 
     Returns:
         A token id.
@@ -223,17 +276,19 @@ def sample(logits: np.ndarray, uniform: float, temperature: float = 0.0, top_k: 
         probabilities[top_k:] = 0
     before = probabilities.cumsum() - probabilities
     probabilities[1:][before[1:] >= np.float32(top_p) * probabilities.sum()] = 0
+    probabilities[probabilities < np.float32(min_p) * probabilities[0]] = 0
     cumulative = probabilities.cumsum()
     choice = int((cumulative <= np.float32(uniform) * cumulative[-1]).sum())
     return int(tokens[min(choice, int((probabilities > 0).sum()) - 1)])
 
 
-def _check_options(max_new_tokens: int, temperature: float, top_k: int, top_p: float, seed: int) -> None:
+def _check_options(max_new_tokens: int, seed: int, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
     problems = {
         f"max_new_tokens must be at least 1, received {max_new_tokens}": max_new_tokens < 1,
         f"temperature must be 0 (greedy) or more, received {temperature}": not temperature >= 0,
         f"top_k must be 0 (all) or more, received {top_k}": top_k < 0,
         f"top_p must be more than 0 and at most 1, received {top_p}": not 0 < top_p <= 1,
+        f"min_p must be at least 0 (all) and at most 1, received {min_p}": not 0 <= min_p <= 1,
         f"seed must be 0 or more, received {seed}": seed < 0,
     }
     for problem, present in problems.items():

@@ -29,7 +29,7 @@ from kerasllm.errors import InputError
 from kerasllm.evaluation.windows import windows
 from kerasllm.export import export_saved_model
 from kerasllm.export.saved_model import without_cudnn
-from kerasllm.generation import Sampling, decode, left_pad, prefill, score_windows
+from kerasllm.generation import Sampling, Tracing, decode, left_pad, prefill, score_windows
 from kerasllm.models import LSTMLanguageModel, TransformerLanguageModel
 from kerasllm.text import ByteTokenizer
 
@@ -142,8 +142,8 @@ class TestServedAnswers:
         tokens, padding = left_pad([[tokenizer.bos_id, *tokenizer.encode(p)] for p in PROMPTS], tokenizer.eos_id)
         count, options = SAMPLED["max_new_tokens"], (SAMPLED["temperature"], SAMPLED["top_k"], SAMPLED["top_p"], 1.0)
         uniforms = tf.random.stateless_uniform((len(PROMPTS), count), seed=[SAMPLED["seed"], 0])
-        start = prefill(model, tokens, padding, count, tokenizer.eos_id)
-        drawn = decode(model, start, uniforms, 0, count, Sampling(*options), tokenizer.eos_id).tokens
+        start = prefill(model, tokens, padding, count, Tracing(tokenizer.stop_ids))
+        drawn = decode(model, start, uniforms, 0, count, Sampling(*options), Tracing(tokenizer.stop_ids)).tokens
         np.testing.assert_array_equal(fresh[name]["sampled"]["tokens"], drawn)
         texts = [tokenizer.decode(row) for row in np.array(drawn)]
         assert fresh[name]["sampled"]["text"] == texts

@@ -13,8 +13,18 @@ from model_cases import BIDIRECTIONAL, LSTMS, TRANSFORMERS, make
 
 from kerasllm import edge
 from kerasllm.errors import InputError
-from kerasllm.generation import Sampling, decode, generate, generate_tokens, left_pad, prefill, score_windows, stream
-from kerasllm.generation.loop import _cut, _held_back
+from kerasllm.generation import (
+    Sampling,
+    Tracing,
+    decode,
+    generate,
+    generate_tokens,
+    left_pad,
+    prefill,
+    score_windows,
+    stream,
+)
+from kerasllm.stopping import cut, settled
 from kerasllm.text import ByteTokenizer
 
 BYTES = ByteTokenizer()
@@ -181,14 +191,14 @@ def test_a_stream_never_shows_a_part_of_a_stop_string_or_of_a_character():
         assert shown == text[: text.index(stop)]
 
 
-def test_what_is_held_back():
-    assert _held_back("abc", ["cde"]) == 1
-    assert _held_back("abcd", ["cde", "bcdx"]) == 3
-    assert _held_back("ab\ufffd", ["bé"]) == 2
-    assert _held_back("ab\ufffd", []) == 1
-    assert _held_back("abc", ["x"]) == 0
-    assert _cut("one two", ["two", "ne"]) == ("o", True)
-    assert _cut("one two", ["three"]) == ("one two", False)
+def test_what_is_settled():
+    assert settled("abc", ["cde"]) == 2
+    assert settled("abcd", ["cde", "bcdx"]) == 1
+    assert settled("ab\ufffd", ["bé"]) == 1
+    assert settled("ab\ufffd", []) == 2
+    assert settled("abc", ["x"]) == 3
+    assert cut("one two", ["two", "ne"]) == ("o", True)
+    assert cut("one two", ["three"]) == ("one two", False)
 
 
 def test_rows_end_each_at_its_own_stop():
@@ -291,9 +301,11 @@ def test_nothing_is_traced_again_for_like_calls(config):
     changes = {} if "embedding_dim" in config.to_dict() else {"max_sequence_length": 128}
     model = byte_model(config, **changes)
     calls = counted(model)
-    generate(model, BYTES, "abc", max_new_tokens=5)
+    # One loop for greedy tokens, one for drawn ones, and one that looks at what was seen.
+    for options in ({}, {"temperature": 1.0}, {"temperature": 1.0, "repetition_penalty": 1.1}):
+        generate(model, BYTES, "abc", max_new_tokens=5, **options)
     traced = len(calls)
-    assert 0 < traced < 10
+    assert 0 < traced < 20
     for prompt in ("", "a", "fourteen bytes", "xyz"):  # up to 16 with the start token
         generate(model, BYTES, prompt, max_new_tokens=7, temperature=0.5, top_k=3, top_p=0.8, repetition_penalty=1.2)
         generate(model, BYTES, prompt, max_new_tokens=16, temperature=1.5, seed=3, stop="q")
@@ -339,8 +351,9 @@ def test_prefill_and_decode_are_pure_functions_of_tensors(models):
     model = models["transformer"]
     tokens, padding = left_pad([[256, 97], [256, *b"quick"]], BYTES.eos_id)
     uniforms = np.random.default_rng(0).random((2, 8), "float32")
-    start = prefill(model, tokens, padding, 8, BYTES.eos_id)
-    options = {"sampling": Sampling(1.0, 0, 1.0, 1.0), "eos_id": BYTES.eos_id}
+    tracing = Tracing(BYTES.stop_ids)
+    start = prefill(model, tokens, padding, 8, tracing)
+    options = {"sampling": Sampling(1.0), "tracing": tracing}
     whole = decode(model, start, uniforms, 0, 8, **options)
     half = decode(model, decode(model, start, uniforms, 0, 3, **options), uniforms, 3, 8, **options)
     assert np.array(whole.tokens).tolist() == np.array(half.tokens).tolist()
@@ -351,7 +364,7 @@ def test_prefill_and_decode_are_pure_functions_of_tensors(models):
 
 def test_tokens_seen_are_those_of_the_prompt_and_no_padding(models):
     tokens, padding = left_pad([[256, 97, 97], [5], [256, *b"quick"]], BYTES.eos_id)
-    seen = np.array(prefill(models["lstm"], tokens, padding, 8, BYTES.eos_id).seen)
+    seen = np.array(prefill(models["lstm"], tokens, padding, 8, Tracing(BYTES.stop_ids, penalize=True)).seen)
     assert seen.shape == (3, 258) and seen.dtype == bool
     assert [set(np.flatnonzero(row)) for row in seen] == [{97, 256}, {5}, {256, *b"quick"}]
 
@@ -366,4 +379,4 @@ def test_left_pad_rounds_up_but_not_beyond_the_bound():
 
 def test_generate_and_stream_offer_the_same_options():
     options = set(inspect.signature(generate).parameters) - {"model", "tokenizer", "prompts"}
-    assert options == {*Sampling._fields, "max_new_tokens", "stop", "seed"}
+    assert options == {*Sampling._fields, "max_new_tokens", "stop", "seed", "jit_compile"}

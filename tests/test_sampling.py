@@ -13,8 +13,8 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
-def reference_sample(logits, uniform, temperature, top_k, top_p):
-    """Plain Python: order, cut to k, cut to the shortest head with share p of what is left, invert at the uniform."""
+def reference_sample(logits, uniform, temperature, top_k, top_p, min_p=0.0):
+    """Plain Python: order, cut to k, to the shortest head with share p of what is left, to p of the first; invert."""
     if temperature == 0:
         return max(range(len(logits)), key=lambda token: (logits[token], -token))
     order = sorted(range(len(logits)), key=lambda token: (-logits[token], token))
@@ -24,6 +24,8 @@ def reference_sample(logits, uniform, temperature, top_k, top_p):
     while head < len(order) and (head == 0 or total < top_p * sum(masses)):
         total += masses[head]
         head += 1
+    head = sum(mass >= min_p * masses[0] for mass in masses[:head])
+    total = sum(masses[:head])
     threshold, cumulative = uniform * total, 0.0
     for token, mass in zip(order[:head], masses, strict=False):
         cumulative += mass
@@ -32,7 +34,8 @@ def reference_sample(logits, uniform, temperature, top_k, top_p):
     return order[head - 1]
 
 
-SETTINGS = [(t, k, p) for t in (0.0, 0.3, 1.0, 2.5) for k in (0, 1, 5, 99) for p in (1.0, 0.7, 0.05)]
+SETTINGS = [(t, k, p, 0.0) for t in (0.0, 0.3, 1.0, 2.5) for k in (0, 1, 5, 99) for p in (1.0, 0.7, 0.05)]
+SETTINGS += [(t, k, p, m) for t in (0.5, 1.0, 2.5) for k in (0, 5) for p in (1.0, 0.9) for m in (0.03, 0.4, 1.0)]
 
 
 def test_sampling_is_the_plain_python_reference_and_what_the_phone_does():

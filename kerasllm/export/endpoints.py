@@ -4,7 +4,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from kerasllm.generation import Sampling, decode, prefill
+from kerasllm.generation import Sampling, Tracing, decode, prefill
 from kerasllm.models import LanguageModel, variable_name
 from kerasllm.state import POSITION, carried
 from kerasllm.text import Tokenizer
@@ -93,7 +93,7 @@ class TextEndpoints(tf.Module):
 
         Temperature 0 is greedy, top_k 0 and top_p 1 keep all. Tokens after an end token are end tokens.
         """
-        sampling = Sampling(temperature, top_k, top_p, tf.constant(1.0))
+        sampling = Sampling(temperature, top_k, top_p)
         return self._generate(text, max_new_tokens, sampling, seed)
 
     @tf.function(input_signature=[_text()])
@@ -159,8 +159,9 @@ class TextEndpoints(tf.Module):
             # The model must not run before the checks: a position behind the context would fail with its own message.
             prompts = tf.identity(prompts)
             uniforms = tf.random.stateless_uniform((tf.shape(prompts)[0], max_new_tokens), seed=tf.stack([seed, 0]))
-        decoding = prefill(model, prompts, padding, max_new_tokens, tokenizer.eos_id)
-        decoding = decode(model, decoding, uniforms, 0, max_new_tokens, sampling, tokenizer.eos_id)
+        tracing = Tracing(tokenizer.stop_ids)
+        decoding = prefill(model, prompts, padding, max_new_tokens, tracing)
+        decoding = decode(model, decoding, uniforms, 0, max_new_tokens, sampling, tracing)
         # The end token vanishes in detokenizing, and after it there are no others.
         text = tokenizer.detokenize(tf.RaggedTensor.from_tensor(decoding.tokens))
         return {"text": text, "tokens": decoding.tokens}

@@ -5,11 +5,12 @@ from typing import Any
 from keras import ops
 
 
-def sample(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
+def sample(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any = 0.0) -> Any:
     """Draw one token per row by inverting the cumulative distribution at a given uniform number.
 
     Tokens are ordered by falling probability; `top_k` keeps the first k (Fan et al. 2018, arXiv:1805.04833), then
-    `top_p` the shortest head of what is left whose share is at least p (Holtzman et al. 2020, arXiv:1904.09751).
+    `top_p` the shortest head of what is left whose share is at least p (Holtzman et al. 2020, arXiv:1904.09751), then
+    `min_p` what is at least p times as likely as the first (Nguyen et al. 2024, arXiv:2407.01082).
 
     Args:
         logits: float32 `(batch, vocabulary_size)`.
@@ -17,13 +18,14 @@ def sample(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any)
         temperature: float32 `()`; the logits are divided by it. 0 is greedy: the first of the largest logits.
         top_k: int32 `()`; 0 keeps all.
         top_p: float32 `()`; 1 keeps all.
+        min_p: float32 `()`; 0 keeps all.
 
     Returns:
         int32 `(batch,)`.
     """
     return ops.cond(
         ops.convert_to_tensor(temperature) > 0,
-        lambda: _invert(logits, uniforms, temperature, top_k, top_p),
+        lambda: _invert(logits, uniforms, temperature, top_k, top_p, min_p),
         lambda: greedy(logits),
     )
 
@@ -33,7 +35,7 @@ def greedy(logits: Any) -> Any:
     return ops.cast(ops.argmax(logits, axis=-1), "int32")
 
 
-def _invert(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any) -> Any:
+def _invert(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any, min_p: Any) -> Any:
     size = logits.shape[-1]
     ordered, tokens = ops.top_k(logits, size)
     probabilities = ops.softmax(ordered / temperature)
@@ -44,7 +46,8 @@ def _invert(logits: Any, uniforms: Any, temperature: Any, top_k: Any, top_p: Any
     total = ops.sum(probabilities, axis=-1, keepdims=True)
     # The most likely token always stays, whatever top_p.
     in_top_p = ops.logical_or(before < top_p * total, ranks[None, :] == 0)
-    probabilities = probabilities * ops.cast(in_top_p, "float32")
+    in_min_p = probabilities >= min_p * probabilities[:, :1]
+    probabilities = probabilities * ops.cast(ops.logical_and(in_top_p, in_min_p), "float32")
     cumulative = ops.cumsum(probabilities, axis=-1)
     threshold = uniforms[:, None] * cumulative[:, -1:]
     choice = ops.sum(ops.cast(cumulative <= threshold, "int32"), axis=-1, keepdims=True)

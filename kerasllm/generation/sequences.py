@@ -1,0 +1,146 @@
+"""Several continuations of each prompt, with their log probabilities: sampled, or searched by beams."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from kerasllm import backend, stopping
+from kerasllm.errors import InputError
+from kerasllm.generation.beam import Hypotheses, beam_search
+from kerasllm.generation.continuations import Continuations, Prompt, TextCodec, read_prompts, text_of
+from kerasllm.generation.decoding import Sampling
+from kerasllm.models import LanguageModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+    """One continuation of a prompt.
+
+    Attributes:
+        text: The continuation without the prompt, up to a stop token or stop string.
+        tokens: Token ids, with the stop token where one was drawn.
+        log_probs: Natural logarithm of each token's probability in the model's own distribution, before temperature,
+            filters and penalty.
+        score: `sum(log_probs) / len(tokens) ** length_penalty`.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    score: float
+
+
+def generate_sequences(
+    model: LanguageModel,
+    tokenizer: TextCodec,
+    prompts: Sequence[Prompt],
+    *,
+    num_sequences: int = 1,
+    num_beams: int = 1,
+    length_penalty: float = 1.0,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
+    seed: int = 0,
+    jit_compile: bool = False,
+) -> list[list[Continuation]]:
+    """Continue each prompt several times, or search its best continuations with beams.
+
+    A prompt is read once, however many continuations it gets.
+
+    Args:
+        model: A language model.
+        tokenizer: Its tokenizer.
+        prompts: Texts, or token ids of texts.
+        num_sequences: Continuations of each prompt: sampled, the first being that of `generate`; or with beams the best
+            of them, at most `num_beams`.
+        num_beams: Hypotheses that a search keeps; 1 draws token after token.
+        length_penalty: Exponent of the length in `Continuation.score`: 0 prefers short continuations, 1 compares means.
+        max_new_tokens: Most tokens in a continuation.
+        temperature: As in `generate`; not together with beams, and no more are the four options that follow.
+        top_k: See `generate`.
+        top_p: See `generate`.
+        min_p: See `generate`.
+        repetition_penalty: See `generate`.
+        stop: As in `generate`; a search by beams looks for these strings when it is over.
+        seed: Of the uniform numbers.
+        jit_compile: See `generate`.
+
+    Returns:
+        A list for each prompt; in the order of drawing, or with beams the best first.
+
+    Raises:
+        InputError: See `generate`; or `num_sequences` is more than a greedy or beam search can give.
+    """
+    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, min_p)
+    stops = stopping.strings(stop)
+    _check(num_sequences, num_beams, length_penalty, sampling)
+    if num_beams > 1:
+        found = _search(model, tokenizer, prompts, max_new_tokens, num_beams, length_penalty, jit_compile)
+        tokens, log_probs = np.array(found.tokens)[:, :num_sequences], np.array(found.log_probs)[:, :num_sequences]
+    else:
+        continuations = Continuations(
+            *(model, tokenizer, prompts, max_new_tokens, sampling, stops, seed),
+            copies=num_sequences,
+            log_probs=True,
+            jit_compile=jit_compile,
+        )
+        continuations.advance(max_new_tokens)
+        tokens, log_probs = np.array(continuations.decoding.tokens), np.array(continuations.decoding.log_probs)
+    shape = (len(prompts), num_sequences, -1)
+    rows = zip(tokens.reshape(shape)[..., :max_new_tokens], log_probs.reshape(shape), strict=True)
+    return [
+        [_continuation(t.tolist(), p.tolist(), tokenizer, stops, length_penalty) for t, p in zip(*row, strict=True)]
+        for row in rows
+    ]
+
+
+def _continuation(
+    tokens: list[int], log_probs: list[float], tokenizer: TextCodec, stop: Sequence[str], length_penalty: float
+) -> Continuation:
+    # With the stop token, which was drawn as well.
+    count = min(len(stopping.until(tokens, tokenizer.stop_ids)) + 1, len(tokens))
+    score = float(np.sum(log_probs[:count], dtype="float64")) / count**length_penalty
+    text, _ = text_of(tokens, tokenizer, stop)
+    return Continuation(text, tuple(tokens[:count]), tuple(log_probs[:count]), score)
+
+
+def _search(
+    model: LanguageModel,
+    tokenizer: TextCodec,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    beams: int,
+    length_penalty: float,
+    jit_compile: bool,
+) -> Hypotheses:
+    tokens, padding, capacity = read_prompts(model, tokenizer, prompts, max_new_tokens)
+    options: dict[str, Any] = {"beams": beams, "capacity": capacity, "stop_ids": tokenizer.stop_ids}
+
+    def search(model: LanguageModel, tokens: Any, padding: Any, stop: Any, length_penalty: Any) -> Hypotheses:
+        return beam_search(model, tokens, padding, stop, length_penalty, **options)
+
+    compiled = backend.compiled(model, search, "beam_search", *options.values(), jit_compile=jit_compile)
+    return compiled(tokens, padding, np.int32(max_new_tokens), np.float32(length_penalty))
+
+
+def _check(num_sequences: int, num_beams: int, length_penalty: float, sampling: Sampling) -> None:
+    for name, value in (("num_sequences", num_sequences), ("num_beams", num_beams)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, received {value}")
+    if not np.isfinite(length_penalty):
+        raise InputError(f"length_penalty must be a number, received {length_penalty}")
+    if num_beams > 1 and sampling != Sampling():
+        raise InputError(f"a search by beams draws nothing: leave temperature, filters and penalty out, not {sampling}")
+    if num_beams > 1 and num_sequences > num_beams:
+        raise InputError(f"num_sequences {num_sequences} is more than num_beams {num_beams}; raise num_beams")
+    if num_beams == 1 and num_sequences > 1 and sampling.temperature == 0:
+        raise InputError(
+            f"a greedy continuation has no {num_sequences} versions; set temperature above 0, or num_beams above 1"
+        )
