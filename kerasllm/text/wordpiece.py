@@ -12,6 +12,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from kerasllm.errors import InputError
 from kerasllm.text.pairs import longest_first, room_for_text
 from kerasllm.text.tokenizer import Tokenizer, valid_unicode
+from kerasllm.text.wordpiece_graph import WordPieceGraph, keep
 from kerasllm.text.wordpiece_json import LARGEST, SPECIALS, read_tokenizer_json
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 _VOCABULARY = "vocab.txt"
 _PREFIX = "##"
+# What Unicode calls white space; Python adds four control characters.
+_BLANKS = "".join(c for c in map(chr, range(0x3001)) if c.isspace() and not "\x1c" <= c <= "\x1f")
 _LONGEST_TOKEN = 256  # bytes; what the op of TensorFlow Text takes
 
 
@@ -35,7 +38,7 @@ class WordPieceTokenizer(Tokenizer):
     is `[UNK]`. Decoding leaves all special tokens out.
 
     Attributes:
-        tokens: The vocabulary; the place of a token is its id. An empty string is an id without a token.
+        tokens: The vocabulary; the place of a token is its id, and an empty string stands where there is none.
         special_tokens: The token for each of "unk", "sep", "pad", "cls" and "mask".
         pad_id: Fills rows of a batch.
         cls_id: `[CLS]`, the same as `bos_id`.
@@ -85,7 +88,7 @@ class WordPieceTokenizer(Tokenizer):
             "max_word_length": max_word_length,
         }
         self._extra = list(extra_special_tokens)
-        self._ids = {token: i for i, token in enumerate(self.tokens) if token}
+        self._ids = {token: i for i, token in enumerate(self.tokens)}
         self._check(vocabulary_size)
         self.vocabulary_size = len(self.tokens) if vocabulary_size is None else vocabulary_size
         named = {name: self._ids[token] for name, token in self.special_tokens.items()}
@@ -149,8 +152,8 @@ class WordPieceTokenizer(Tokenizer):
             text = content.decode()
         except UnicodeDecodeError as error:
             raise InputError(f"vocabulary: byte {error.start} is not UTF-8; give a vocab.txt") from None
-        # Like Python's reading of text files, which made the ids of these files.
-        lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+        # Like the library, which takes blanks off the end: in BERT's Chinese vocabulary two lines lose a U+2028.
+        lines = [line.rstrip(_BLANKS) for line in text.split("\n")]
         return cls(lines[:-1] if not lines[-1] else lines, **settings)
 
     @classmethod
@@ -350,9 +353,7 @@ class WordPieceTokenizer(Tokenizer):
         }
 
     @functools.cached_property
-    def _graph(self) -> Any:
-        from kerasllm.text.wordpiece_graph import WordPieceGraph
-
+    def _graph(self) -> WordPieceGraph:
         special = {token: self._ids[token] for token in self._special()}
         return WordPieceGraph(self._tokenizer, self._ids, special, self.special_tokens["unk"])
 
@@ -379,8 +380,7 @@ def _head(rows: "tf.RaggedTensor", most: "tf.Tensor") -> "tf.RaggedTensor":
     import tensorflow as tf
 
     lengths = rows.row_lengths()
-    keep = tf.ragged.range(lengths).flat_values < tf.repeat(most, lengths)
-    return tf.ragged.boolean_mask(rows, rows.with_values(keep))
+    return keep(rows, tf.ragged.range(lengths).flat_values < tf.repeat(most, lengths))
 
 
 def _normalizer(lowercase: bool, strip_accents: bool | None, chinese_characters: bool, clean_text: bool) -> Any:

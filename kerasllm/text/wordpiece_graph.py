@@ -47,7 +47,8 @@ class WordPieceGraph:
         self._special = dict(special)
         self._longest_word: int = settings["model"]["max_input_chars_per_word"]
         first, later = _surfaces(tokenizer, pieces, set(special.values()))
-        used = {piece: i for piece, i in pieces.items() if piece != prefix}  # an empty piece only upsets the op
+        # Pieces without a character would only upset the op.
+        used = {piece: i for piece, i in pieces.items() if piece not in ("", prefix)}
         with tf.init_scope(), tf.device("/CPU:0"):
             self.op = tensorflow_text.FastWordpieceTokenizer(
                 vocab=list(used),
@@ -81,7 +82,8 @@ class WordPieceGraph:
         pieces = self.op.tokenize(tf.where(fits, words.flat_values, "\0"))
         pieces = pieces.with_values(tf.gather(self._ids, pieces.flat_values))
         ids = words.with_values(pieces).merge_dims(1, 2)
-        found = tf.ragged.boolean_mask(special[:, None], special[:, None] >= 0)
+        known = tf.cast(special >= 0, tf.int64)
+        found = tf.RaggedTensor.from_row_lengths(tf.boolean_mask(special, special >= 0), known)
         return parts.with_values(tf.concat([ids, found], axis=1)).merge_dims(1, 2)
 
     def _words(self, texts: "tf.Tensor") -> "tf.RaggedTensor":
@@ -96,20 +98,35 @@ class WordPieceGraph:
         values = tf.where(values == _SELF, tf.repeat(flat, made.row_lengths()), values)
         normal = codes.with_values(made.with_values(values)).merge_dims(1, 2)
         words = tf.strings.split(tf.strings.unicode_encode(normal, "UTF-8"), " ")
-        return tf.ragged.boolean_mask(words, words != "")
+        return keep(words, words.flat_values != "")
 
     def detokenize(self, ids: "tf.RaggedTensor") -> "tf.Tensor":
         """See `Tokenizer.detokenize`."""
         import tensorflow as tf
 
-        size = tf.size(self._first)
-        ids = tf.ragged.boolean_mask(ids, (ids >= 0) & (ids < size))
-        shown = tf.gather(self._first, ids.flat_values) != "\0"
-        ids = tf.ragged.boolean_mask(ids, ids.with_values(shown))
+        ids = keep(ids, (ids.flat_values >= 0) & (ids.flat_values < tf.size(self._first)))
+        ids = keep(ids, tf.gather(self._first, ids.flat_values) != "\0")
         places = tf.ragged.range(ids.row_lengths()).flat_values
         flat = ids.flat_values
         texts = tf.where(places == 0, tf.gather(self._first, flat), tf.gather(self._later, flat))
-        return tf.strings.reduce_join(ids.with_values(texts), axis=-1)
+        # Not reduce_join, which pads every row to the longest.
+        return tf.strings.unsorted_segment_join(texts, ids.value_rowids(), ids.nrows())
+
+
+def keep(rows: "tf.RaggedTensor", mask: "tf.Tensor") -> "tf.RaggedTensor":
+    """Some values of each row; `tf.ragged.boolean_mask` counts them in a table of rows by the longest row.
+
+    Args:
+        rows: (batch, None).
+        mask: Which of `rows.values`.
+
+    Returns:
+        (batch, None).
+    """
+    import tensorflow as tf
+
+    places = tf.boolean_mask(rows.value_rowids(), mask)
+    return tf.RaggedTensor.from_value_rowids(tf.boolean_mask(rows.values, mask), places, rows.nrows(), validate=False)
 
 
 class _CharacterMap(NamedTuple):
