@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _VOCABULARY, _MERGES = "vocabulary.json", "merges.txt"
-_BEGINNINGS = ("<|begin_of_text|>", "<|endoftext|>")
+_USUAL_BEGINNINGS = ("<|begin_of_text|>", "<|endoftext|>")
+_USUAL_ENDS = ("<|end_of_text|>", "<|endoftext|>")
 _NEEDED = {9, 10, *range(0x20, 0x7F), *range(0x80, 0xC0), *range(0xC2, 0xF1)}
 _VALID = {*range(0x80), *range(0x80, 0xC0), *range(0xC2, 0xF5)}  # bytes that UTF-8 has
 
@@ -83,7 +84,7 @@ class BytePairTokenizer(Tokenizer):
             special_tokens: Tokens that are found in a text and vanish in decoding.
             user_tokens: Tokens that are found in a text and stay in decoding.
             bos_token: A token, which becomes special. None is `<|begin_of_text|>`, `<|endoftext|>` or `eos_token`.
-            eos_token: A token, which becomes special. None is the first special token of those that end a text.
+            eos_token: A token, which becomes special. None is `<|end_of_text|>` or `<|endoftext|>`.
             add_bos: Whether a prompt starts with bos.
             stop_ids: More tokens that generation stops at, beside those special ones that are known to end a text.
             chat_template: Jinja template.
@@ -101,8 +102,8 @@ class BytePairTokenizer(Tokenizer):
         _check_merges(self.merges, self._ids)
         self._check_settings()
         known = [*special_tokens, *user_tokens]
-        eos_token = eos_token or next((token for token in (*reversed(_BEGINNINGS), *ENDS) if token in known), None)
-        bos_token = bos_token or next((token for token in _BEGINNINGS if token in known), eos_token)
+        eos_token = eos_token or next((token for token in _USUAL_ENDS if token in known), None)
+        bos_token = bos_token or next((token for token in _USUAL_BEGINNINGS if token in known), eos_token)
         named = [token for token in (bos_token, eos_token) if token is not None]
         if len(named) < 2:
             raise InputError("eos_token: the vocabulary has none of the usual ones; name it")

@@ -75,7 +75,9 @@ class BytePairGraph:
             self._bytes = tf.constant(tokenizer._bytes, tf.string)
             self._products = tf.constant(products, tf.int32)
             self._whole = _table({token_bytes(token): i for token, i in whole.items()}, tf.string, -1)
-            self._ranks = _table({left * self._size + right: i for (left, right), i in ranks.items()}, tf.int64, _NEVER)
+            # A table must not be empty, and -1 is no pair.
+            pairs = {-1: _NEVER, **{left * self._size + right: rank for (left, right), rank in ranks.items()}}
+            self._ranks = _table(pairs, tf.int64, _NEVER)
             self._found = _table({token.encode(): ids[token] for token in found}, tf.string, -1)
         self.tables = [self._whole, self._ranks, self._found]
 
