@@ -1,13 +1,13 @@
 """Several continuations and beams: exhaustive search, `transformers`, and the model's own probabilities agree."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
 from artefacts import one_line
 from model_cases import LSTMS, TRANSFORMERS, VOCABULARY, make
 
+from kerasllm import stopping
 from kerasllm.errors import InputError
 from kerasllm.generation import generate, generate_sequences
 
@@ -86,7 +86,7 @@ def test_generation_stops_at_every_stop_token(model):
     for stop_ids in ((2, 11), (11, 2), (5,)):
         stopped = generate(model, Numbers(stop_ids=stop_ids), PROMPTS * 4, **options)
         for tokens, text in zip(texts, stopped, strict=True):
-            kept = list(itertools.takewhile(lambda token: token not in stop_ids, tokens))
+            kept = stopping.until(tokens, stop_ids)
             if VOCABULARY - 1 not in kept:
                 assert text == " ".join(map(str, kept))
 
