@@ -121,6 +121,8 @@ def main() -> None:
     _limit()
     try:
         answer: dict[str, Any] = {"texts": render_all(*request)}
+    except MemoryError:
+        sys.exit(1)  # no answer says that it was too much
     except Exception as error:  # whatever a template can do is its author's mistake
         answer = {"error": f"{type(error).__name__}: {error}"[:1000]}
     json.dump(answer, sys.stdout)

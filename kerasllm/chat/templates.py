@@ -109,6 +109,11 @@ def _ask(request: list[Any]) -> dict[str, Any]:
         done = subprocess.run(command, input=json.dumps(request).encode(), check=False, **options)
     except subprocess.TimeoutExpired:
         raise InputError(too_much) from None
+    except OSError as error:
+        raise InputError(
+            f"chat template: {sys.executable or 'Python'} cannot be started to render it ({error.strerror}); "
+            "run kerasllm with a Python that can"
+        ) from None
     try:
         answer = json.loads(done.stdout)
     except ValueError:
