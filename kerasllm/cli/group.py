@@ -60,3 +60,31 @@ def examples(*lines: str) -> str:
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text for people.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+
+
+def sampling_options(command: Any) -> Any:
+    """The options by which a token is drawn."""
+    options = [
+        click.option("--temperature", default=0.0, type=Number(min=0), show_default=True, help="0 is greedy."),
+        click.option(
+            "--top-k", default=0, type=NATURAL, show_default=True, help="Keep the k most likely tokens; 0 keeps all."
+        ),
+        click.option(
+            "--top-p",
+            default=1.0,
+            type=Number(min=0, min_open=True, max=1),
+            show_default=True,
+            help="Keep the most likely tokens with this share.",
+        ),
+        click.option(
+            "--min-p",
+            default=0.0,
+            type=Number(min=0, max=1),
+            show_default=True,
+            help="Keep tokens at least so many times as likely as the first.",
+        ),
+        click.option("--seed", default=0, type=NATURAL, show_default=True, help="Of the random numbers."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,11 +1,21 @@
 """Commands that take a model: evaluate, generate, export, convert, plan, chat."""
 
+import dataclasses
 import json
 from typing import Any
 
 import click
 
-from kerasllm.cli.group import COUNT, NATURAL, Number, cli, examples, json_option, overwrite_option
+from kerasllm.cli.group import (
+    COUNT,
+    POSITIVE,
+    Number,
+    cli,
+    examples,
+    json_option,
+    overwrite_option,
+    sampling_options,
+)
 from kerasllm.errors import InputError
 
 
@@ -51,29 +61,52 @@ def evaluate(model: str, corpus: str, split: str, context: int | None, stride: i
     epilog=examples(
         'kerasllm generate runs/mine --prompt "The history of" --temperature 0.8 --top-p 0.9',
         'kerasllm generate quickstart-lstm --prompt "In 1925" --max-new-tokens 16',
+        'kerasllm generate smollm2-135m-instruct --prompt "Water boils at" --num-beams 4 --num-sequences 2 --json',
     )
 )
 @click.argument("model")
 @click.option("--prompt", required=True, help="Text to continue.")
 @click.option("--max-new-tokens", default=64, type=COUNT, show_default=True, help="Most tokens to add.")
-@click.option("--temperature", default=0.0, type=Number(min=0), show_default=True, help="0 is greedy.")
-@click.option("--top-k", default=0, type=NATURAL, show_default=True, help="Keep the k most likely tokens; 0 keeps all.")
+@sampling_options
 @click.option(
-    "--top-p",
-    default=1.0,
-    type=Number(min=0, min_open=True, max=1),
-    show_default=True,
-    help="Keep the most likely tokens with this share.",
+    "--repetition-penalty", default=1.0, type=POSITIVE, show_default=True, help="Above 1 avoids what was said."
 )
-@click.option("--seed", default=0, type=NATURAL, show_default=True, help="Of the random numbers.")
-def generate(model: str, prompt: str, **options: Any) -> None:
+@click.option("--stop", multiple=True, help="Text before which to end; may be given several times.")
+@click.option("--num-sequences", default=1, type=COUNT, show_default=True, help="Continuations, a line each.")
+@click.option(
+    "--num-beams", default=1, type=COUNT, show_default=True, help="Search the likeliest text with so many beams."
+)
+@click.option(
+    "--length-penalty",
+    default=1.0,
+    type=Number(),
+    show_default=True,
+    help="Of --num-beams: 0 prefers short texts, 1 compares means.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print text, tokens and log probabilities of each as JSON.")
+def generate(model: str, prompt: str, as_json: bool, **options: Any) -> None:
     """Write a continuation of a prompt to standard output, and nothing else.
 
-    MODEL is a model folder, a SavedModel, a .tflite file or the name of a published model.
+    MODEL is what `kerasllm.load` takes (a model folder, a SavedModel, a Hugging Face folder, a GGUF or llama2.c file,
+    the name of a published model), or a .tflite file, which has neither beams nor a repetition penalty.
     """
-    from kerasllm.evaluation import open_model
+    from kerasllm.evaluation import KerasModel, open_model
+    from kerasllm.folder import load
 
-    click.echo(open_model(model).generate(prompt, **options))
+    several = {name: options.pop(name) for name in ("num_sequences", "num_beams", "length_penalty")}
+    plain = {"min_p": 0.0, "repetition_penalty": 1.0, "stop": ()}
+    changed = {name for name, value in plain.items() if options[name] != value}
+    if model.endswith(".tflite"):
+        changed -= {"min_p", "stop"}
+    if as_json or several["num_sequences"] > 1 or several["num_beams"] > 1:
+        for one in KerasModel(*load(model)).generate_sequences([prompt], **options, **several)[0]:
+            click.echo(json.dumps(dataclasses.asdict(one), ensure_ascii=False) if as_json else one.text)
+        return
+    # An exported file cannot do everything: the Keras model that is in a SavedModel can.
+    runner = KerasModel(*load(model)) if changed else open_model(model)
+    if not isinstance(runner, KerasModel):
+        options = {name: value for name, value in options.items() if value != plain.get(name)}
+    click.echo(runner.generate(prompt, **options))
 
 
 @cli.command(

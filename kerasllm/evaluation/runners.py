@@ -54,6 +54,18 @@ class KerasModel:
 
         return generate(self.model, self.tokenizer, prompts, **options)
 
+    def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[str]:
+        """`kerasllm.stream`."""
+        from kerasllm.generation import stream
+
+        return stream(self.model, self.tokenizer, prompt, **options)
+
+    def generate_sequences(self, prompts: Sequence[Any], **options: Any) -> Any:
+        """`kerasllm.generation.generate_sequences`."""
+        from kerasllm.generation import generate_sequences
+
+        return generate_sequences(self.model, self.tokenizer, prompts, **options)
+
     def score_tokens(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`kerasllm.generation.score_windows`."""
         from kerasllm.generation import score_windows
