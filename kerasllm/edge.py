@@ -126,7 +126,7 @@ class EdgeModel:
         Raises:
             InputError: The prompt does not fit the context, or an option is out of range.
         """
-        filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+        filters: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         _check_options(max_new_tokens, seed, **filters)
         uniforms = np.random.default_rng([seed, row]).random(max_new_tokens, "float32")
         ids = self.tokenizer.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)

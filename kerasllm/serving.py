@@ -64,7 +64,8 @@ class ServedModel:
     ) -> Any:
         """Continue prompts; the uniform numbers are TensorFlow's own.
 
-        The options are those of `kerasllm.generate`, but for `min_p`, `repetition_penalty` and `stop`, which the file lacks.
+        The options are those of `kerasllm.generate`, but for `min_p`, `repetition_penalty`, `stop` and `jit_compile`,
+        which the file lacks.
 
         Returns:
             The continuation without the prompt: a string for one prompt, a list for several.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from kerasllm.config import LSTMConfig, TransformerConfig
+from kerasllm.config import LSTMConfig, RotaryScaling, TransformerConfig
 from kerasllm.models import LSTMLanguageModel, TransformerLanguageModel
 
 VOCABULARY = 19
@@ -24,12 +24,31 @@ TRANSFORMERS = {
     "grouped": TransformerConfig(
         **_SMALL, num_key_value_heads=2, rotary_base=100.0, norm_epsilon=1e-2, tie_embeddings=False, use_bias=True
     ),
+    "llama3": TransformerConfig(
+        **_SMALL,
+        num_key_value_heads=2,
+        rotary_scaling=RotaryScaling(8.0, 1.0, 4.0, 16),
+        rotary_base=50.0,
+        attention_bias=True,
+    ),
     "multi_query": TransformerConfig(
         **_SMALL, num_key_value_heads=1, norm_first=False, activation="gelu", dropout=0.4, norm="layer_norm"
     ),
 }
 BIDIRECTIONAL = {
     "bidirectional": TransformerConfig(**_SMALL, causal=False),
+    "bert": TransformerConfig(
+        **_SMALL,
+        causal=False,
+        positions="learned",
+        norm="layer_norm",
+        norm_first=False,
+        activation="gelu",
+        use_bias=True,
+        num_segments=2,
+        embedding_norm=True,
+        pooler=True,
+    ),
     "bidirectional_learned": TransformerConfig(
         **_SMALL, causal=False, positions="learned", num_key_value_heads=2, norm_first=False
     ),

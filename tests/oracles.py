@@ -55,13 +55,26 @@ def attention(w, x, context, heads, groups, visible, prefix="", rotate=lambda q:
     return affine(w, prefix + "output", joined), scores
 
 
-def rotate(x, positions, base):
+def rotate(x, positions, base, scaling=None):
     """Half-split layout: feature i and feature i + d/2 are a complex number, turned by position * base^(-2i/d)."""
     half = x.shape[-1] // 2
-    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(
-        1j * np.asarray(positions)[..., None] * base ** (-2.0 * np.arange(half) / x.shape[-1])
-    )
+    rates = np.array([stretched(base ** (-2.0 * i / x.shape[-1]), scaling) for i in range(half)])
+    turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * np.asarray(positions)[..., None] * rates)
     return np.concatenate([turned.real, turned.imag], -1)
+
+
+def stretched(rate, scaling):
+    """Llama 3.1's reference code: long waves slow down, short ones stay, and between them the two are mixed."""
+    if scaling is None:
+        return rate
+    wavelength = 2 * math.pi / rate
+    if wavelength < scaling.original_length / scaling.high_frequency_factor:
+        return rate
+    if wavelength > scaling.original_length / scaling.low_frequency_factor:
+        return rate / scaling.factor
+    low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+    smooth = (scaling.original_length / wavelength - low) / (high - low)
+    return (1 - smooth) * rate / scaling.factor + smooth * rate
 
 
 def sine_positions(length, dim, max_wavelength=10_000):

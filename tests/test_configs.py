@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from model_cases import ALL, LSTMS, TRANSFORMERS, VOCABULARY, make, model_class, tokens
 
-from kerasllm.config import LSTMConfig, TransformerConfig
+from kerasllm.config import LSTMConfig, RotaryScaling, TransformerConfig
 from kerasllm.errors import InputError
 from kerasllm.models import REGISTRY, LSTMLanguageModel, TransformerLanguageModel, variable_name
 from kerasllm.presets import PRESETS
@@ -33,6 +33,8 @@ REFUSED = [
     *(("llama", name, value) for name in ("positions", "norm", "activation") for value in ("none", None, 3)),
     *(("llama", "rotary_base", value) for value in (0, 1, -2.0, math.inf, "1e4")),
     *(("llama", "norm_epsilon", value) for value in (0, -1e-5, math.nan)),
+    *(("llama", name, value) for name in ("attention_bias", "embedding_norm", "pooler") for value in (2, "yes")),
+    *(("llama", "num_segments", value) for value in (-1, 1.5, True)),
     ("llama", "num_heads", 3),
     ("llama", "num_key_value_heads", 3),
     ("llama", "num_key_value_heads", 0),
@@ -54,6 +56,23 @@ def test_rotary_positions_need_an_even_head_size():
     with pytest.raises(InputError, match="even head size, received 3"):
         TransformerConfig(5, num_layers=1, num_heads=2, hidden_dim=6, intermediate_dim=4)
     TransformerConfig(5, num_layers=1, num_heads=2, hidden_dim=6, intermediate_dim=4, positions="learned")
+
+
+def test_scaling_is_checked_and_needs_rotary_positions():
+    good = {"factor": 8.0, "low_frequency_factor": 1.0, "high_frequency_factor": 4.0, "original_length": 16}
+    changed = dataclasses.replace(ALL["llama"], rotary_scaling=good)
+    assert changed.rotary_scaling == RotaryScaling(**good)
+    for wrong, word in (
+        ({**good, "factor": 0}, "factor must"),
+        ({**good, "high_frequency_factor": 1.0}, "high_frequency_factor must"),
+        ({**good, "original_length": 1.5}, "original_length must"),
+        ({**good, "more": 1}, "more does not fit"),
+        ({"factor": 2.0}, "does not fit"),
+    ):
+        with pytest.raises(InputError, match=word):
+            dataclasses.replace(ALL["llama"], rotary_scaling=wrong)
+    with pytest.raises(InputError, match="rotary_scaling needs rotary positions, received 'learned'"):
+        dataclasses.replace(ALL["gpt2"], rotary_scaling=good)
 
 
 @of(ALL)
@@ -85,11 +104,13 @@ def transformer_parameters(c):
     width, inner, bias = c.hidden_dim, c.intermediate_dim, int(c.use_bias)
     shared = width * (c.num_key_value_heads or c.num_heads) // c.num_heads
     norm = width * (1 + (c.norm == "layer_norm" and bias))
-    attention = 2 * width * (width + bias) + 2 * shared * (width + bias)
+    biased = bias if c.attention_bias is None else int(c.attention_bias)
+    attention = 2 * width * (width + biased) + 2 * shared * (width + biased)
     dense_in = 2 if c.activation == "swiglu" else 1
     feedforward = dense_in * inner * (width + bias) + width * (inner + bias)
     tables = c.vocabulary_size * width * (1 if c.tie_embeddings else 2)
     tables += c.max_sequence_length * width if c.positions == "learned" else 0
+    tables += c.num_segments * width + (norm if c.embedding_norm else 0) + (width * (width + 1) if c.pooler else 0)
     return tables + c.num_layers * (attention + feedforward + 2 * norm) + (norm if c.norm_first else 0)
 
 
@@ -157,7 +178,10 @@ def test_variable_names_depend_on_the_config_only(config):
     assert len(set(first)) == len(first)
     assert "embedding/embeddings" in first
     for name in first:
-        assert re.fullmatch(r"(embedding|positions|block_\d+|final_norm|lstm|head|output_bias)(/[a-z_0-9]+)*", name)
+        assert re.fullmatch(
+            r"(embedding|positions|segments|embedding_norm|block_\d+|final_norm|pooler|lstm|head|output_bias)(/[a-z_0-9]+)*",
+            name,
+        )
 
 
 @of(SHALLOW)

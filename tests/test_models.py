@@ -169,10 +169,16 @@ def numpy_transformer(model, text):
         x = x + oracles.sine_positions(length, config.hidden_dim)
 
     def rotate(heads):
-        return oracles.rotate(heads, np.arange(length), config.rotary_base) if config.positions == "rotary" else heads
+        settings = (config.rotary_base, config.rotary_scaling)
+        return oracles.rotate(heads, np.arange(length), *settings) if config.positions == "rotary" else heads
 
     def norm(name, x):
         return oracles.normalize(w, name, x, config.norm, config.norm_epsilon)
+
+    if config.num_segments:
+        x = x + w["segments/embeddings"][0]
+    if config.embedding_norm:
+        x = norm("embedding_norm", x)
 
     visible = np.broadcast_to(np.tril(np.ones((length, length))) if config.causal else 1, (rows, length, length))
     groups = config.num_key_value_heads or config.num_heads
@@ -204,6 +210,25 @@ def test_the_whole_model_is_its_numpy_twin(config):
     model, text = make(config), tokens(2, 8)
     twin = numpy_transformer if isinstance(config, TransformerConfig) else numpy_lstm
     close(model(text), twin(model, text), 1e-4)
+
+
+def test_segments_and_the_pooler_are_their_numpy_twins():
+    model, text = make(ALL["bert"]), tokens(2, 8)
+    w = {variable_name(v): np.array(v.value, "float64") for v in model.trainable_variables}
+    ids = np.array([[0] * 8, [0, 0, 1, 1, 1, 0, 1, 1]], "int32")
+    one, other = (np.array(model.encode(text, segment_ids=segment)) for segment in (None, ids))
+    close(one[0], other[0], 1e-6)
+    assert np.abs(one[1] - other[1]).max() > 1e-2
+    # Segment 1 in place of segment 0 is what its row of the table says.
+    moved = make(ALL["bert"])
+    table = w["segments/embeddings"]
+    moved.segments.embeddings.assign(np.stack([table[1], table[0]]))
+    close(moved.encode(text, segment_ids=1 - ids), other, 1e-6)
+    close(model.pool(other), np.tanh(other[:, 0] @ w["pooler/kernel"] + w["pooler/bias"]), 1e-5)
+    with pytest.raises(ValueError, match="has no pooler"):
+        make(ALL["llama"]).pool(other)
+    with pytest.raises(ValueError, match="has no segments"):
+        make(ALL["llama"]).encode(text, segment_ids=ids)
 
 
 @of({name: ALL[name] for name in ("multi_query", "lstm_stack")})

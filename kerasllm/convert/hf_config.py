@@ -49,10 +49,10 @@ class Family:
 
 
 def _read_llama(values: Values) -> Values:
-    rope = values.pop("rope_parameters", None) or values.pop("rope_scaling", None) or {}
-    values.pop("rope_scaling", None)
-    fields: Values = {"rotary_base": float(rope.get("rope_theta", values.pop("rope_theta", 10_000.0)))}
-    values.pop("rope_theta", None)
+    given = [values.pop(key, None) for key in ("rope_parameters", "rope_scaling")]
+    rope: Values = given[0] or given[1] or {}
+    base: Any = values.pop("rope_theta", 10_000.0)
+    fields: Values = {"rotary_base": float(rope.get("rope_theta", base))}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "llama3":
         names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from kerasllm.text import Tokenizer
 
 _ROTARY_FACTORS = "rope_freqs.weight"
-_LLAMA_3 = {"low_frequency_factor": 1.0, "high_frequency_factor": 4.0, "original_length": 8192}
+_LLAMA_3: dict[str, Any] = {"low_frequency_factor": 1.0, "high_frequency_factor": 4.0, "original_length": 8192}
 """What all Llama 3.1 and 3.2 models have in common."""
 
 

@@ -81,45 +81,59 @@ def beam_search(
     Returns:
         The finished hypotheses, best first.
     """
-    start = prefill(model, prompts, padding, capacity, Tracing(stop_ids, greedy=True), copies=beams)
-    batch = ops.shape(prompts)[0]
-    empty = Hypotheses(
-        ops.reshape(start.tokens, (batch, beams, capacity)),
-        ops.zeros((batch, beams, capacity), "float32"),
-        # All beams of a prompt are alike at first: only one may be continued.
-        ops.tile(ops.where(ops.arange(beams) == 0, 0.0, _NEVER)[None, :], (batch, 1)),
-    )
-    nothing = Hypotheses(empty.tokens, empty.log_probs, ops.full((batch, beams), _NEVER, "float32"))
-    search = _Search(start.state, start.token, empty, nothing, ops.zeros((batch,), "bool"))
+    search = _start(model, prompts, padding, beams, capacity, stop_ids)
 
     def unfinished(step: Any, search: _Search) -> Any:
         return ops.logical_and(step < stop, ops.logical_not(ops.all(search.done)))
 
     def step_on(step: Any, search: _Search) -> tuple[Any, _Search]:
-        length = ops.power(ops.cast(step + 1, "float32"), length_penalty)
-        state, candidates, token, beam = _candidates(model, search, step, beams)
-        ended = is_stop(token, stop_ids)
-        # Only what is among the best `beams` may finish; at the last step all of it does.
-        ranked = ops.arange(2 * beams)[None, :] < beams
-        finishes = ops.logical_and(ops.logical_or(ended, step + 1 >= stop), ranked)
-        finishes = ops.logical_and(finishes, ops.logical_not(search.done)[:, None])
-        scored = candidates._replace(scores=ops.where(finishes, candidates.scores / length, _NEVER))
-        finished = _best(_joined(search.finished, scored), beams)[0]
-        alive = candidates._replace(scores=ops.where(ended, _NEVER, candidates.scores))
-        running, kept = _best(alive, beams)
-        rows = ops.take_along_axis(beam, kept, axis=1) + beams * ops.arange(batch, dtype="int32")[:, None]
-        rows = ops.reshape(rows, (-1,))
-        full = ops.min(finished.scores, axis=1) > _NEVER / 2
-        no_better = running.scores[:, 0] / length <= ops.min(finished.scores, axis=1)
-        return step + 1, _Search(
-            state=rows_of(state, lambda value: ops.take(value, rows, axis=0)),
-            token=ops.reshape(ops.take_along_axis(token, kept, axis=1), (-1,)),
-            running=running,
-            finished=finished,
-            done=ops.logical_or(search.done, ops.logical_and(full, no_better)),
-        )
+        return step + 1, _step(model, search, step, step + 1 >= stop, length_penalty, stop_ids)
 
     return ops.while_loop(unfinished, step_on, (ops.zeros((), "int32"), search))[1].finished
+
+
+def _start(
+    model: LanguageModel, prompts: Any, padding: Any, beams: int, capacity: int, stop_ids: tuple[int, ...]
+) -> _Search:
+    start = prefill(model, prompts, padding, capacity, Tracing(stop_ids, greedy=True), copies=beams)
+    batch = ops.shape(prompts)[0]
+    running = Hypotheses(
+        ops.reshape(start.tokens, (batch, beams, capacity)),
+        ops.zeros((batch, beams, capacity), "float32"),
+        # All beams of a prompt are alike at first: only one may be continued.
+        ops.tile(ops.where(ops.arange(beams) == 0, 0.0, _NEVER)[None, :], (batch, 1)),
+    )
+    finished = running._replace(scores=ops.full((batch, beams), _NEVER, "float32"))
+    return _Search(start.state, start.token, running, finished, ops.zeros((batch,), "bool"))
+
+
+def _step(
+    model: LanguageModel, search: _Search, step: Any, last: Any, length_penalty: Any, stop_ids: tuple[int, ...]
+) -> _Search:
+    """Draw token number `step` of every running hypothesis."""
+    batch, beams = ops.shape(search.running.scores)[0], search.running.scores.shape[1]
+    length = ops.power(ops.cast(step + 1, "float32"), length_penalty)
+    state, candidates, token, beam = _candidates(model, search, step, beams)
+    ended = is_stop(token, stop_ids)
+    # Only what is among the best `beams` may finish; at the last step all of it does.
+    ranked = ops.arange(2 * beams)[None, :] < beams
+    finishes = ops.logical_and(ops.logical_or(ended, last), ranked)
+    finishes = ops.logical_and(finishes, ops.logical_not(search.done)[:, None])
+    scored = candidates._replace(scores=ops.where(finishes, candidates.scores / length, _NEVER))
+    finished = _best(_joined(search.finished, scored), beams)[0]
+    alive = candidates._replace(scores=ops.where(ended, _NEVER, candidates.scores))
+    running, kept = _best(alive, beams)
+    rows = ops.take_along_axis(beam, kept, axis=1) + beams * ops.arange(batch, dtype="int32")[:, None]
+    rows = ops.reshape(rows, (-1,))
+    full = ops.min(finished.scores, axis=1) > _NEVER / 2
+    no_better = running.scores[:, 0] / length <= ops.min(finished.scores, axis=1)
+    return _Search(
+        state=rows_of(state, lambda value: ops.take(value, rows, axis=0)),
+        token=ops.reshape(ops.take_along_axis(token, kept, axis=1), (-1,)),
+        running=running,
+        finished=finished,
+        done=ops.logical_or(search.done, ops.logical_and(full, no_better)),
+    )
 
 
 def _candidates(

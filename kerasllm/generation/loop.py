@@ -17,12 +17,38 @@ _CHECK_EVERY = 16
 
 @overload
 def generate(  # type: ignore[overload-overlap]  # a string is a sequence of strings, too
-    model: LanguageModel, tokenizer: TextCodec, prompts: str | Sequence[int], **options: Any
+    model: LanguageModel,
+    tokenizer: TextCodec,
+    prompts: str | Sequence[int],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
+    seed: int = 0,
+    jit_compile: bool = False,
 ) -> str: ...
 
 
 @overload
-def generate(model: LanguageModel, tokenizer: TextCodec, prompts: Sequence[Prompt], **options: Any) -> list[str]: ...
+def generate(
+    model: LanguageModel,
+    tokenizer: TextCodec,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] = (),
+    seed: int = 0,
+    jit_compile: bool = False,
+) -> list[str]: ...
 
 
 def generate(
@@ -84,10 +110,10 @@ def as_list(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
     """Prompts as a list, and whether it was one alone (a text, or the token ids of one)."""
     if isinstance(prompts, str):
         return [prompts], True
-    rows = list(prompts)
+    rows: list[Any] = list(prompts)
     if rows and all(isinstance(row, (int, np.integer)) for row in rows):
-        return [[int(row) for row in rows]], True  # type: ignore[call-overload]
-    return rows, False  # type: ignore[return-value]
+        return [[int(row) for row in rows]], True
+    return rows, False
 
 
 def generate_tokens(

@@ -41,14 +41,10 @@ def generate_sequences(
     num_beams: int = 1,
     length_penalty: float = 1.0,
     max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
     stop: str | Sequence[str] = (),
     seed: int = 0,
     jit_compile: bool = False,
+    **sampling: Any,
 ) -> list[list[Continuation]]:
     """Continue each prompt several times, or search its best continuations with beams.
 
@@ -63,14 +59,10 @@ def generate_sequences(
         num_beams: Hypotheses that a search keeps; 1 draws token after token.
         length_penalty: Exponent of the length in `Continuation.score`: 0 prefers short continuations, 1 compares means.
         max_new_tokens: Most tokens in a continuation.
-        temperature: As in `generate`; not together with beams, and no more are the four options that follow.
-        top_k: See `generate`.
-        top_p: See `generate`.
-        min_p: See `generate`.
-        repetition_penalty: See `generate`.
         stop: As in `generate`; a search by beams looks for these strings when it is over.
         seed: Of the uniform numbers.
         jit_compile: See `generate`.
+        **sampling: `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` of `generate`; not with beams.
 
     Returns:
         A list for each prompt; in the order of drawing, or with beams the best first.
@@ -78,27 +70,24 @@ def generate_sequences(
     Raises:
         InputError: See `generate`; or `num_sequences` is more than a greedy or beam search can give.
     """
-    sampling = Sampling(temperature, top_k, top_p, repetition_penalty, min_p)
-    stops = stopping.strings(stop)
-    _check(num_sequences, num_beams, length_penalty, sampling)
+    how, stops = Sampling(**sampling), stopping.strings(stop)
+    _check(num_sequences, num_beams, length_penalty, how)
+    found: Any
     if num_beams > 1:
         found = _search(model, tokenizer, prompts, max_new_tokens, num_beams, length_penalty, jit_compile)
-        tokens, log_probs = np.array(found.tokens)[:, :num_sequences], np.array(found.log_probs)[:, :num_sequences]
     else:
-        continuations = Continuations(
-            *(model, tokenizer, prompts, max_new_tokens, sampling, stops, seed),
-            copies=num_sequences,
-            log_probs=True,
-            jit_compile=jit_compile,
-        )
-        continuations.advance(max_new_tokens)
-        tokens, log_probs = np.array(continuations.decoding.tokens), np.array(continuations.decoding.log_probs)
-    shape = (len(prompts), num_sequences, -1)
-    rows = zip(tokens.reshape(shape)[..., :max_new_tokens], log_probs.reshape(shape), strict=True)
-    return [
-        [_continuation(t.tolist(), p.tolist(), tokenizer, stops, length_penalty) for t, p in zip(*row, strict=True)]
-        for row in rows
-    ]
+        copies: dict[str, Any] = {"copies": num_sequences, "log_probs": True, "jit_compile": jit_compile}
+        drawing = Continuations(model, tokenizer, prompts, max_new_tokens, how, stops, seed, **copies)
+        drawing.advance(max_new_tokens)
+        found = drawing.decoding
+    shape = (len(prompts), max(num_sequences, num_beams), -1)
+    rows = zip(np.reshape(found.tokens, shape), np.reshape(found.log_probs, shape), strict=True)
+
+    def continuation(tokens: np.ndarray, log_probs: np.ndarray) -> Continuation:
+        columns = slice(max_new_tokens)
+        return _continuation(tokens[columns].tolist(), log_probs[columns].tolist(), tokenizer, stops, length_penalty)
+
+    return [[continuation(*pair) for pair in zip(*row, strict=True)][:num_sequences] for row in rows]
 
 
 def _continuation(

@@ -122,13 +122,8 @@ class TransformerBlock(keras.layers.Layer):
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.supports_masking = True
         shared = {"kernel_initializer": self.kernel_initializer, "dtype": self.dtype_policy}
-        heads = {
-            "num_heads": num_heads,
-            "num_key_value_heads": num_key_value_heads,
-            "use_bias": use_bias if attention_bias is None else attention_bias,
-            "dropout": dropout,
-            **shared,
-        }
+        heads = {"num_heads": num_heads, "num_key_value_heads": num_key_value_heads, "dropout": dropout, **shared}
+        heads["use_bias"] = use_bias if attention_bias is None else attention_bias
         rotary = {"rotary_base": rotary_base, "rotary_scaling": rotary_scaling}
         self.attention = MultiHeadAttention(causal=causal, name="attention", **rotary, **heads)
         self.cross_attention: Any = MultiHeadAttention(name="cross_attention", **heads) if cross_attention else None

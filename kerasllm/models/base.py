@@ -45,17 +45,21 @@ class LanguageModel(keras.Model):
         self.config = config
 
     def encode(
-        self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None
+        self,
+        tokens: Any,
+        padding_mask: Any = None,
+        segment_ids: Any = None,
+        state: DecodeState | None = None,
+        training: Any = None,
     ) -> Any:
         """Hidden states of tokens.
 
         Args:
             tokens: int32 `(batch, length)`.
             padding_mask: Optional boolean `(batch, length)`; not together with `state`, which knows its padding.
+            segment_ids: Optional int32 `(batch, length)`, for models with segments; others refuse it.
             state: Optional decode state.
             training: Whether dropout is on.
-
-        `TransformerLanguageModel` takes `segment_ids` too.
 
         Returns:
             `(batch, length, width)` in the compute dtype; with `state` also the next state.
@@ -99,10 +103,10 @@ class LanguageModel(keras.Model):
         training: Any = None,
     ) -> Any:
         """See the class."""
-        inputs = {} if segment_ids is None else {"segment_ids": segment_ids}
+        inputs = {"padding_mask": padding_mask, "segment_ids": segment_ids}
         if state is None:
-            return self.project(self.encode(tokens, padding_mask=padding_mask, training=training, **inputs))
-        hidden, state = self.encode(tokens, padding_mask=padding_mask, state=state, training=training, **inputs)
+            return self.project(self.encode(tokens, training=training, **inputs))
+        hidden, state = self.encode(tokens, state=state, training=training, **inputs)
         return self.project(hidden), state
 
     def compile(

@@ -61,9 +61,16 @@ class LSTMLanguageModel(LanguageModel):
         self.built = True
 
     def encode(
-        self, tokens: Any, padding_mask: Any = None, state: DecodeState | None = None, training: Any = None
+        self,
+        tokens: Any,
+        padding_mask: Any = None,
+        segment_ids: Any = None,
+        state: DecodeState | None = None,
+        training: Any = None,
     ) -> Any:
         """See `LanguageModel.encode`."""
+        if segment_ids is not None:
+            raise ValueError(f"{self.name}: an LSTM has no segments; leave segment_ids out")
         self._check_mask(padding_mask, state)
         x = self.embedding_dropout(self.embedding(tokens), training=training)
         if state is None:

@@ -24,8 +24,8 @@ class TransformerLanguageModel(LanguageModel):
     Vaswani et al. 2017 (arXiv:1706.03762), Radford et al. 2019 (GPT-2), Devlin et al. 2019 (BERT, arXiv:1810.04805)
     and Touvron et al. 2023 (LLaMA, arXiv:2302.13971) are configurations of it.
 
-    Arguments, call arguments and returns are those of `LanguageModel`; the config is a `TransformerConfig`. Where it has
-    segments, there is one call argument more:
+    Arguments, call arguments and returns are those of `LanguageModel`; the config is a `TransformerConfig`. Where there
+    are segments, there is one call argument more:
 
     Call arguments:
         segment_ids: Optional int32 `(batch, length)`, the segment of each token; all in segment 0 by default.
@@ -36,33 +36,9 @@ class TransformerLanguageModel(LanguageModel):
 
     def __init__(self, config: TransformerConfig | dict[str, Any], **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
-        dtype = self.dtype_policy
         self.max_sequence_length = self.config.max_sequence_length
-        self.embedding = keras.layers.ReversibleEmbedding(
-            self.config.vocabulary_size,
-            self.config.hidden_dim,
-            tie_weights=self.config.tie_embeddings,
-            embeddings_initializer=_initializer(),
-            reverse_dtype="float32",
-            dtype=dtype,
-            name="embedding",
-        )
-        self.positions: keras.layers.Layer | None = None
-        if self.config.positions == "learned":
-            self.positions = LearnedPositionEmbedding(
-                self.config.max_sequence_length, initializer=_initializer(), dtype=dtype, name="positions"
-            )
-        elif self.config.positions == "sine":
-            self.positions = SinePositionEncoding(dtype=dtype, name="positions")
-        self.segments: keras.layers.Layer | None = None
-        if self.config.num_segments:
-            self.segments = keras.layers.Embedding(
-                self.config.num_segments,
-                self.config.hidden_dim,
-                embeddings_initializer=_initializer(),
-                dtype=dtype,
-                name="segments",
-            )
+        self._make_embeddings()
+        dtype = self.dtype_policy
         norm = (self.config.norm, self.config.norm_epsilon, self.config.use_bias, dtype)
         self.embedding_norm = make_norm(*norm, "embedding_norm") if self.config.embedding_norm else None
         self.embedding_dropout = keras.layers.Dropout(self.config.dropout, dtype=dtype, name="embedding_dropout")
@@ -97,6 +73,35 @@ class TransformerLanguageModel(LanguageModel):
                 kernel_initializer=_initializer(),
                 dtype=dtype,
                 name="pooler",
+            )
+
+    def _make_embeddings(self) -> None:
+        """The layers whose sum `_embed` gives."""
+        dtype = self.dtype_policy
+        self.embedding = keras.layers.ReversibleEmbedding(
+            self.config.vocabulary_size,
+            self.config.hidden_dim,
+            tie_weights=self.config.tie_embeddings,
+            embeddings_initializer=_initializer(),
+            reverse_dtype="float32",
+            dtype=dtype,
+            name="embedding",
+        )
+        self.positions: keras.layers.Layer | None = None
+        if self.config.positions == "learned":
+            self.positions = LearnedPositionEmbedding(
+                self.config.max_sequence_length, initializer=_initializer(), dtype=dtype, name="positions"
+            )
+        elif self.config.positions == "sine":
+            self.positions = SinePositionEncoding(dtype=dtype, name="positions")
+        self.segments: keras.layers.Layer | None = None
+        if self.config.num_segments:
+            self.segments = keras.layers.Embedding(
+                self.config.num_segments,
+                self.config.hidden_dim,
+                embeddings_initializer=_initializer(),
+                dtype=dtype,
+                name="segments",
             )
 
     def build(self, input_shape: Any = None) -> None:
