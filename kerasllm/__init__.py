@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _MODULES = (
+    "chat",
+    "convert",
     "data",
     "edge",
     "evaluation",
@@ -18,6 +20,7 @@ _MODULES = (
     "layers",
     "metrics",
     "models",
+    "plan",
     "presets",
     "serving",
     "text",
@@ -39,6 +42,8 @@ __all__ = ["__version__", *_MODULES, *_NAMES]
 
 if TYPE_CHECKING:
     # What the lazy index hides from type checkers.
+    from kerasllm import chat as chat
+    from kerasllm import convert as convert
     from kerasllm import data as data
     from kerasllm import edge as edge
     from kerasllm import evaluation as evaluation
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
     from kerasllm import layers as layers
     from kerasllm import metrics as metrics
     from kerasllm import models as models
+    from kerasllm import plan as plan
     from kerasllm import presets as presets
     from kerasllm import serving as serving
     from kerasllm import text as text

@@ -86,6 +86,28 @@ def test_custom_models_learn(tmp_path):
     assert min(accuracies(output)) > 0.9, output[-300:]
 
 
+def test_a_tiny_llama_is_planned_and_trained(corpus, tmp_path):
+    options = "--vocabulary-size 300 --steps 12 --batch-size 4 --sequence-length 32 --accumulate 2 --recompute --out run"
+    output, _ = run("train_7b.py", "--corpus", str(corpus), *options.split(), cwd=tmp_path)
+    before, after = (float(re.search(rf"{word}\D*([\d.]+)", output)[1]) for word in ("before", "after"))
+    assert after < before
+    output, errors = run("train_7b.py", "--preset", "llama_7b", "--memory", "16", cwd=tmp_path, code=2)
+    assert "6,738,415,616" in output
+    assert errors.splitlines()[-1].startswith("train_7b: llama_7b needs")
+
+
+def test_stories_are_the_same_in_every_runtime(data_dir, tmp_path):
+    checkpoint = data_dir / "checkpoints" / "stories260K.bin"
+    output, _ = run("stories260k.py", "--model", str(checkpoint), "--out", "run", cwd=tmp_path)
+    assert output.count("Once upon a time, there was a little girl named Lily.") == 3
+
+
+@pytest.mark.slow
+def test_a_chat_knows_the_capital_of_france(tmp_path):
+    output, _ = run("chat_smollm2.py", "--ask", "What is the capital of France?", cwd=tmp_path)
+    assert "Paris" in output
+
+
 def test_gpu_smoke_says_that_there_is_no_gpu(tmp_path):
     output, errors = run("gpu_smoke.py", cwd=tmp_path, code=2)
     assert output == ""
