@@ -1,12 +1,56 @@
 """Subclassed Keras models of the zoo."""
 
 from kerasllm.models.base import LanguageModel, variable_name
+from kerasllm.models.head_configs import (
+    HeadConfig,
+    MaskedLanguageModelConfig,
+    SentenceEmbedderConfig,
+    SequenceClassifierConfig,
+    SpanExtractorConfig,
+    TokenClassifierConfig,
+)
+from kerasllm.models.heads import (
+    BACKBONES,
+    HEADS,
+    Head,
+    MaskedLanguageModel,
+    SentenceEmbedder,
+    SequenceClassifier,
+    SpanExtractor,
+    TokenClassifier,
+    best_spans,
+    predicted_labels,
+)
+from kerasllm.models.lora import enable_lora, load_adapters, merged, save_adapters
 from kerasllm.models.lstm import LSTMLanguageModel
 from kerasllm.models.transformer import TransformerLanguageModel
 
-REGISTRY: dict[str, type[LanguageModel]] = {
-    model.__name__: model for model in (LSTMLanguageModel, TransformerLanguageModel)
-}
-"""The closed list of classes that a model folder may name: loading never imports by string."""
+REGISTRY = BACKBONES
+"""The closed list of language models that a model folder or a training may name: loading never imports by string."""
 
-__all__ = ["REGISTRY", "LSTMLanguageModel", "LanguageModel", "TransformerLanguageModel", "variable_name"]
+__all__ = [
+    "HEADS",
+    "REGISTRY",
+    "Head",
+    "HeadConfig",
+    "LSTMLanguageModel",
+    "LanguageModel",
+    "MaskedLanguageModel",
+    "MaskedLanguageModelConfig",
+    "SentenceEmbedder",
+    "SentenceEmbedderConfig",
+    "SequenceClassifier",
+    "SequenceClassifierConfig",
+    "SpanExtractor",
+    "SpanExtractorConfig",
+    "TokenClassifier",
+    "TokenClassifierConfig",
+    "TransformerLanguageModel",
+    "best_spans",
+    "enable_lora",
+    "load_adapters",
+    "merged",
+    "predicted_labels",
+    "save_adapters",
+    "variable_name",
+]
