@@ -57,7 +57,7 @@ def save(
     """Write a model folder.
 
     Args:
-        model: A language model; built here where it is not.
+        model: A language model or a task's head; built here where it is not, adapters merged.
         tokenizer: Its tokenizer.
         folder: Where to write.
         overwrite: Replace what is there.
@@ -68,8 +68,11 @@ def save(
     Raises:
         InputError: The folder exists.
     """
+    from kerasllm.models import merged
+
     if not model.built:
         model.build()
+    model = merged(model)
     with atomic_folder(folder, overwrite=overwrite) as target:
         write_json(target / _CONFIG, description(model))
         write_weights(model, target / WEIGHTS)
@@ -262,14 +265,15 @@ def _verify(folder: Path) -> None:
 def _make(config: Path, dtype: str | None) -> "LanguageModel":
     """A model from its description, built without memory for its weights."""
     from kerasllm import backend
-    from kerasllm.models import REGISTRY
+    from kerasllm.models import HEADS, REGISTRY
 
+    known: dict[str, Any] = {**REGISTRY, **HEADS}
     content = read_json(config)
     content = content if isinstance(content, dict) else {}
-    cls = REGISTRY.get(str(content.get("class")))
+    cls = known.get(str(content.get("class")))
     if content.get("format") != _FORMAT or cls is None or not isinstance(content.get("config"), dict):
         raise InputError(
-            f"{config}: is not format {_FORMAT} of a known class ({', '.join(REGISTRY)}); "
+            f"{config}: is not format {_FORMAT} of a known class ({', '.join(known)}); "
             "it was written by something else or by a newer kerasllm"
         )
     try:

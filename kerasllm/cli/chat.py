@@ -16,7 +16,9 @@ from kerasllm.cli.group import COUNT, cli, examples, sampling_options
 )
 @click.argument("model")
 @click.option("--system", help="What the model is told before the conversation.")
-@click.option("--max-new-tokens", type=COUNT, help="Most tokens of an answer; 256, or half the context if that is less.")
+@click.option(
+    "--max-new-tokens", type=COUNT, help="Most tokens of an answer; 256, or half the context if that is less."
+)
 @sampling_options
 def chat(model: str, **options: Any) -> None:
     """Talk with MODEL in the terminal, or with a pipe: then every line is a message.

@@ -1,24 +1,27 @@
 """A model out of a config, a checkpoint and a table, without ever holding random weights."""
 
+from typing import Any, TypeVar
+
 from kerasllm import backend
-from kerasllm.config import ModelConfig
 from kerasllm.convert.readers import TensorSource
 from kerasllm.convert.weights import Table, read_weights
 from kerasllm.errors import InputError
-from kerasllm.models import LanguageModel
+from kerasllm.models import Head, LanguageModel
+
+Model = TypeVar("Model", LanguageModel, Head)
 
 _LEAST_TENSORS_IN_BLOCK = 4
 
 
 def build_model(
-    cls: type[LanguageModel],
-    config: ModelConfig,
+    cls: type[Model],
+    config: Any,
     source: TensorSource,
     table: Table,
     *,
     dtype: str | None = None,
     also_unused: tuple[str, ...] = (),
-) -> LanguageModel:
+) -> Model:
     """Make a model and read its weights.
 
     Args:
@@ -35,7 +38,7 @@ def build_model(
     Raises:
         InputError: The weights do not fit the config, or the machine's memory.
     """
-    layers = getattr(config, "num_layers", 1)
+    layers = getattr(getattr(config, "backbone", config), "num_layers", 1)
     if layers * _LEAST_TENSORS_IN_BLOCK > len(source.tensors):
         raise InputError(
             f"{source.path}: has {len(source.tensors)} tensors, too few for a model of {layers} layers; "

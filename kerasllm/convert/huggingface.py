@@ -3,20 +3,44 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from kerasllm.config import TransformerConfig
+from kerasllm.convert import tables
 from kerasllm.convert.build import build_model
 from kerasllm.convert.hf_config import FAMILIES, read_config, write_config
 from kerasllm.convert.safetensors_folder import SafetensorsFolder, write_safetensors_folder
-from kerasllm.convert.weights import written_weights
+from kerasllm.convert.weights import Table, written_weights
 from kerasllm.errors import InputError
 from kerasllm.files import atomic_file, atomic_folder, read_json, write_json
-from kerasllm.models import LanguageModel, TransformerLanguageModel
+from kerasllm.models import (
+    Head,
+    HeadConfig,
+    LanguageModel,
+    MaskedLanguageModel,
+    SequenceClassifier,
+    SpanExtractor,
+    TokenClassifier,
+    TransformerLanguageModel,
+    merged,
+)
 
 if TYPE_CHECKING:
     from kerasllm.text import Tokenizer
 
 _CONFIG = "config.json"
+
+Model: TypeAlias = LanguageModel | Head
+
+_HEADS: dict[str, tuple[type[Head], Table]] = {
+    "BertForSequenceClassification": (SequenceClassifier, tables.HF_BERT_CLASSIFIER),
+    "BertForTokenClassification": (TokenClassifier, tables.HF_BERT_TOKENS),
+    "BertForQuestionAnswering": (SpanExtractor, tables.HF_BERT_SPANS),
+    "BertForMaskedLM": (MaskedLanguageModel, tables.HF_BERT_MASKED),
+    # Whose next-sentence part nobody uses.
+    "BertForPreTraining": (MaskedLanguageModel, tables.HF_BERT_MASKED),
+}
+"""Architecture in `config.json` to head and table; in writing the first one of a head counts."""
 
 
 def is_huggingface(folder: Path) -> bool:
@@ -27,8 +51,8 @@ def is_huggingface(folder: Path) -> bool:
     return isinstance(content, dict) and "model_type" in content
 
 
-def from_huggingface(folder: str | os.PathLike[str], *, dtype: str | None = None) -> tuple[LanguageModel, "Tokenizer"]:
-    """Load a LLaMA, GPT-2 or BERT from a Hugging Face folder.
+def from_huggingface(folder: str | os.PathLike[str], *, dtype: str | None = None) -> tuple[Any, "Tokenizer"]:
+    """Load a LLaMA, GPT-2 or BERT, or a BERT with the head of a task, from a Hugging Face folder.
 
     Args:
         folder: Holds `config.json`, `model.safetensors` (or shards and their index) and the tokenizer's files.
@@ -47,7 +71,7 @@ def from_huggingface(folder: str | os.PathLike[str], *, dtype: str | None = None
     return model, tokenizer_from_huggingface(folder, vocabulary_size=model.config.vocabulary_size)
 
 
-def read_huggingface_model(folder: str | os.PathLike[str], *, dtype: str | None = None) -> LanguageModel:
+def read_huggingface_model(folder: str | os.PathLike[str], *, dtype: str | None = None) -> Any:
     """The model of a Hugging Face folder, without a tokenizer; see `from_huggingface`."""
     folder = Path(folder)
     path = folder / _CONFIG
@@ -57,13 +81,31 @@ def read_huggingface_model(folder: str | os.PathLike[str], *, dtype: str | None 
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     source = SafetensorsFolder(folder)
+    architecture = next(iter(content.get("architectures") or ()), None)
+    if architecture in _HEADS:
+        head, table = _HEADS[architecture]
+        return build_model(head, _head_config(head, config, content), source, table, dtype=dtype)
     if family == "bert" and any(name.endswith("pooler.dense.weight") for name in source.tensors):
         config = dataclasses.replace(config, pooler=True)
     return build_model(TransformerLanguageModel, config, source, FAMILIES[family].table, dtype=dtype)
 
 
+def _head_config(head: type[Head], backbone: TransformerConfig, content: dict[str, Any]) -> HeadConfig:
+    """Config of a head, with the labels of `config.json`."""
+    settings: dict[str, Any] = {"backbone": dataclasses.replace(backbone, pooler=head is SequenceClassifier)}
+    if head in (SequenceClassifier, TokenClassifier):
+        labels = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+        try:
+            names = [str(labels[str(index)]) for index in range(len(labels))]
+        except (KeyError, TypeError):
+            raise InputError(f"{_CONFIG}: id2label does not number its labels from 0; put them right") from None
+        settings |= {"num_classes": len(names), "labels": tuple(names)}
+    rate = content.get("classifier_dropout")
+    return head.config_class(**settings, dropout=backbone.dropout if rate is None else rate)
+
+
 def to_huggingface(
-    model: LanguageModel,
+    model: Model,
     folder: str | os.PathLike[str],
     tokenizer: "Tokenizer | None" = None,
     *,
@@ -73,7 +115,7 @@ def to_huggingface(
     """Write a folder that `transformers` loads.
 
     Args:
-        model: A built Transformer that LLaMA, GPT-2 or BERT can express.
+        model: A built Transformer that LLaMA, GPT-2 or BERT can express, or a head of BERT's; adapters are merged.
         folder: Where to write.
         tokenizer: Its tokenizer, written in Hugging Face's format where given.
         max_shard_bytes: Size above which the weights are written in several files with an index.
@@ -85,9 +127,8 @@ def to_huggingface(
     Raises:
         InputError: The folder exists, or `transformers` has no such model or tokenizer.
     """
-    if not isinstance(model, TransformerLanguageModel):
-        raise InputError(f"{type(model).__name__} has no counterpart in transformers; only Transformers can be written")
-    family, content = write_config(model.config)
+    model = merged(model)
+    content, table = _describe(model)
     files = {}
     if tokenizer is not None:
         from kerasllm.text.pretrained import huggingface_files
@@ -101,6 +142,26 @@ def to_huggingface(
         for name, data in files.items():
             with atomic_file(target / name) as file:
                 file.write(data)
-        tensors = written_weights(model, FAMILIES[family].table)
+        tensors = written_weights(model, table)
         write_safetensors_folder(target, tensors, max_shard_bytes=max_shard_bytes)
     return Path(folder)
+
+
+def _describe(model: Model) -> tuple[dict[str, Any], Table]:
+    """Content of `config.json` and table of weights."""
+    if isinstance(model, TransformerLanguageModel):
+        family, content = write_config(model.config)
+        return content, FAMILIES[family].table
+    kinds = [(name, table) for name, (head, table) in _HEADS.items() if type(model) is head]
+    if not kinds or not isinstance(model.config.backbone, TransformerConfig):
+        raise InputError(f"{type(model).__name__} has no counterpart in transformers; only Transformers can be written")
+    architecture, table = kinds[0]
+    family, content = write_config(model.config.backbone)
+    if family != "bert" or (isinstance(model, SequenceClassifier) and model.config.pooling != "pooler"):
+        raise InputError(f"transformers has no {type(model).__name__} like this one; only BERT's, with its pooler")
+    content |= {"architectures": [architecture], "classifier_dropout": model.config.dropout}
+    if isinstance(model, SequenceClassifier | TokenClassifier):
+        labels = model.config.labels or [f"LABEL_{index}" for index in range(model.config.num_classes)]
+        content["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        content["label2id"] = {label: index for index, label in enumerate(labels)}
+    return content, table

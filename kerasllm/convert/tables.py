@@ -93,6 +93,23 @@ HF_BERT = Table(
     unused=(r".*embeddings\.position_ids",),
 )
 
+_POOLER = r"bert\.pooler\..*"
+
+# Heads of BERT. Those without a pooler leave the one that older files have.
+HF_BERT_CLASSIFIER = HF_BERT.under_head(*_dense("classifier", "classifier"))
+HF_BERT_TOKENS = HF_BERT.under_head(*_dense("classifier", "classifier"), unused=(_POOLER,))
+HF_BERT_SPANS = HF_BERT.under_head(*_dense("span", "qa_outputs"), unused=(_POOLER,))
+HF_BERT_MASKED = HF_BERT.under_head(
+    *_dense("transform", "cls.predictions.transform.dense"),
+    *_norm("transform_norm", "cls.predictions.transform.LayerNorm"),
+    Row("output_bias", "cls.predictions.bias"),
+    copies={
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    unused=(_POOLER, r"cls\.seq_relationship\..*"),
+)
+
 _PAIRS = ("rotary_pairs", "rotary_pairs")
 
 # llama.cpp; llama2.c's files are read under the same names.

@@ -52,6 +52,17 @@ class Table:
     copies: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unused: tuple[str, ...] = ()
 
+    def under_head(self, *rows: Row, copies: Mapping[str, str] | None = None, unused: tuple[str, ...] = ()) -> "Table":
+        """The table of a task head over models of this one.
+
+        Args:
+            *rows: Of the head's own variables.
+            copies: As of a table, beside this one's.
+            unused: As of a table, beside this one's.
+        """
+        inner = tuple(row._replace(ours=f"backbone/{row.ours}") for row in self.rows)
+        return Table(inner + rows, self.prefix, {**self.copies, **(copies or {})}, self.unused + unused)
+
 
 class Transform(NamedTuple):
     """A two-way change of an array; `size` is the width of an attention head."""
@@ -115,7 +126,7 @@ def read_weights(model: keras.Model, source: TensorSource, table: Table, *, also
     _check(uses, variables, source, names)
     _check_surplus(source, names, {use.name for use in uses}, table, (*table.unused, *also_unused))
     check_memory(sum(_bytes(weight) for weight in variables.values()), str(source.path))
-    size = getattr(model.config, "head_dim", 1)
+    size = _head_dim(model)
     for use in uses:
         array = use.transform.read(source.read(names[use.name]), size)
         for path, part in zip(use.parts, np.split(array, len(use.parts), axis=-1), strict=True):
@@ -138,7 +149,7 @@ def written_weights(model: keras.Model, table: Table) -> Iterator[tuple[str, np.
         InputError: The format has no name for a variable.
     """
     variables = {variable_name(weight): weight for weight in model.weights}
-    size = getattr(model.config, "head_dim", 1)
+    size = _head_dim(model)
     for use in _match({name: tuple(weight.shape) for name, weight in variables.items()}, table, None):
         parts = [keras.ops.convert_to_numpy(variables[path].value) for path in use.parts]
         array = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
@@ -225,6 +236,12 @@ def _check_surplus(
             f"{source.path}: tensor {stored} has no place in the model; "
             "the file and its configuration are not of the same model"
         )
+
+
+def _head_dim(model: keras.Model) -> int:
+    """Width of an attention head, of the model or of what is under a task's head."""
+    config = getattr(model, "backbone", model).config
+    return getattr(config, "head_dim", 1)
 
 
 def _bytes(variable: keras.Variable) -> int:

@@ -13,7 +13,7 @@ from kerasllm.export.endpoints import TextEndpoints
 from kerasllm.files import atomic_folder, write_json
 from kerasllm.folder import SAVED_MODEL_EXTRA, description
 from kerasllm.layers import LSTMStack
-from kerasllm.models import LanguageModel
+from kerasllm.models import LanguageModel, merged
 from kerasllm.text import Tokenizer
 
 
@@ -35,7 +35,7 @@ def export_saved_model(
     `SentencePieceTokenizer`. `kerasllm.load(path)` makes the Keras model from it again.
 
     Args:
-        model: A built language model, causal.
+        model: A built language model, causal; adapters are merged.
         tokenizer: Its tokenizer.
         path: Folder to write, such as `saved_models/my-model/1` (TensorFlow Serving wants the number).
         max_new_tokens: Most tokens that `serving_default` adds to a prompt.
@@ -50,6 +50,7 @@ def export_saved_model(
         InputError: The folder exists, model and tokenizer do not fit, or context and stride do not.
     """
     check_pair(model, tokenizer)
+    model = merged(model)
     limit = model.max_sequence_length
     context = min(256, limit or 256) if context is None else context
     stride = max(1, context // 2) if stride is None else stride

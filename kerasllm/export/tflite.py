@@ -15,7 +15,7 @@ from kerasllm.errors import InputError
 from kerasllm.export.endpoints import edge_functions
 from kerasllm.export.saved_model import check_pair, without_cudnn
 from kerasllm.files import atomic_file
-from kerasllm.models import LanguageModel
+from kerasllm.models import LanguageModel, merged
 from kerasllm.state import carried
 from kerasllm.text import Tokenizer, load_tokenizer
 
@@ -47,7 +47,7 @@ def export_tflite(
     and its logits compared with Keras' before it gets its name.
 
     Args:
-        model: A built language model, causal.
+        model: A built language model, causal; adapters are merged.
         path: The file, such as `model.tflite`; it must end so.
         tokenizer: Its tokenizer, written beside the file where given.
         quantization: `None` (float32), `"float16"` (weights) or `"int8"` (weights, dynamic range).
@@ -70,7 +70,7 @@ def export_tflite(
         raise InputError(f"quantization must be one of {QUANTIZATIONS}, received {quantization!r}")
     check_pair(model, tokenizer)
     context_length, prefill, score = _lengths(model, context_length, prefill_lengths, score_lengths)
-    model = _as_float32(model)
+    model = _as_float32(merged(model))
     with without_cudnn(model), _fused_lookup(model):
         functions = edge_functions(model, context_length, prefill, score)
         content = _convert(model, functions, quantization)
@@ -211,7 +211,6 @@ def _check(content: bytes, model: LanguageModel, context_length: int, quantizati
         if not difference <= tolerance:
             remedy = "report this as a bug" if quantization is None else "export without quantization"
             raise InputError(
-                f"the TFLite file's logits differ from Keras' by {difference:.2g}, more than "
-                f"{tolerance:.2g}; {remedy}"
+                f"the TFLite file's logits differ from Keras' by {difference:.2g}, more than {tolerance:.2g}; {remedy}"
             )
         inputs = outputs

@@ -44,7 +44,8 @@ class HeadConfig(ModelConfig):
         if isinstance(self.backbone, TransformerConfig):
             used = dataclasses.replace(self.backbone, **self._unused(self.backbone))
             object.__setattr__(self, "backbone", used)
-        object.__setattr__(self, "vocabulary_size", self.backbone.vocabulary_size)
+        config: Any = self.backbone
+        object.__setattr__(self, "vocabulary_size", config.vocabulary_size)
 
     def _check(self) -> None:
         """Refuse values of the head's own fields."""

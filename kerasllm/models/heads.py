@@ -335,9 +335,7 @@ HEADS: dict[str, type[Head]] = {
 """The closed list of heads that a model folder may name."""
 
 
-def best_spans(
-    logits: Any, allowed: Any = None, *, max_length: int = 30
-) -> list[tuple[int, int, float]]:
+def best_spans(logits: Any, allowed: Any = None, *, max_length: int = 30) -> list[tuple[int, int, float]]:
     """The most likely span of each row, as SQuAD's reference code of BERT chooses it: start + end is greatest.
 
     Args:

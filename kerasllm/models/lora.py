@@ -188,7 +188,7 @@ def _fingerprint(model: keras.Model) -> str:
         name = variable_name(weight).removeprefix(_BACKBONE)
         if "/lora_kernel_" not in name:
             digest.update(f"\n{name} {weight.dtype}\n".encode())
-            digest.update(np.ascontiguousarray(ops.convert_to_numpy(weight.value)).view("uint8"))
+            digest.update(np.ascontiguousarray(ops.convert_to_numpy(weight.value)).tobytes())
     return digest.hexdigest()
 
 
@@ -203,7 +203,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         raise InputError(f"{path}: no such file") from None
     except (safetensors.SafetensorError, ValueError) as error:
         raise InputError(f"{path}: is no file of adapters ({error}); save them anew") from None
-    kinds = {"rank": int, "alpha": (int, float), "targets": list, "base": str}
+    kinds: dict[str, Any] = {"rank": int, "alpha": (int, float), "targets": list, "base": str}
     if not isinstance(settings, dict) or settings.get("format") != _FORMAT:
         raise InputError(f"{path}: holds no adapters of format {_FORMAT}; give a file of save_adapters")
     for name, kind in kinds.items():
