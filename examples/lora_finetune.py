@@ -11,6 +11,7 @@ after, on dialogues that were not trained on. In the end the adapters are merged
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import keras
@@ -27,7 +28,7 @@ def main() -> None:
     args = parse_arguments()
     keras.utils.set_random_seed(0)
     model, tokenizer = kerasllm.load(args.model)
-    lines = Path(args.text).read_text(encoding="utf-8").splitlines()[: args.dialogues]
+    lines = read_lines(Path(args.text), args.dialogues)
     # The model's own chat template, or a plain transcript where it has none.
     prompts = ChatPrompts(tokenizer)
     rows = prompts.ids([messages(line) for line in lines], add_generation_prompt=False)
@@ -35,6 +36,8 @@ def main() -> None:
     windows = cut(tokens, args.length)
     held_out = max(args.batch_size, len(windows) // 10)
     train, test = windows[held_out:], windows[:held_out]
+    if len(train) < args.batch_size:
+        raise kerasllm.InputError(f"{args.text}: {len(windows)} windows of {args.length} tokens are too few; give more")
 
     enable_lora(model, rank=args.rank, targets=("attention/query", "attention/value"))
     model.compile(optimizer=keras.optimizers.AdamW(args.learning_rate, global_clipnorm=1.0))
@@ -57,6 +60,14 @@ def main() -> None:
     print(f"merged model in {folder}; again: kerasllm chat {folder}")
 
 
+def read_lines(path: Path, count: int) -> list[str]:
+    """The first lines of a text that are not empty."""
+    if not path.is_file():
+        raise kerasllm.InputError(f"{path}: no such file; give --text a file with a dialogue a line")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return lines[:count]
+
+
 def messages(line: str) -> list[dict[str, str]]:
     """The turns of a dialogue, the user first."""
     roles = ("user", "assistant")
@@ -65,8 +76,9 @@ def messages(line: str) -> list[dict[str, str]]:
 
 def cut(tokens: np.ndarray, length: int) -> np.ndarray:
     """Full windows of `length + 1` tokens: inputs and, one to the right, targets."""
-    count = (len(tokens) - 1) // length
-    return np.stack([tokens[i * length : (i + 1) * length + 1] for i in range(count)])
+    count = max(len(tokens) - 1, 0) // length
+    starts = np.arange(count)[:, None] * length
+    return tokens[starts + np.arange(length + 1)]
 
 
 def batches(windows: np.ndarray, batch_size: int) -> tf.data.Dataset:
@@ -93,4 +105,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except kerasllm.InputError as error:
+        print(f"lora_finetune: {error}", file=sys.stderr)
+        sys.exit(2)
