@@ -120,17 +120,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "generate.json")
     args = parser.parse_args()
     read = bandwidth()
-    bound = {dtype: round(read * 1e9 / size, 1) for dtype, size in WEIGHT_BYTES.items()}
-    cases = [case(dtype, batch, args.rounds) for dtype in args.dtypes for batch in args.batches]
-    content = {
+    content: dict[str, Any] = {
         "command": "python benchmarks/generate.py",
         "commit": commit(),
         "device": device(),
         "memory_read_gigabytes_per_second": read,
-        "decode_steps_per_second_at_that_bandwidth": bound,
-        "cases": cases,
+        "decode_steps_per_second_at_that_bandwidth": {
+            dtype: round(read * 1e9 / size, 1) for dtype, size in WEIGHT_BYTES.items()
+        },
+        "cases": [],
     }
-    write_json(args.out, content)
+    for dtype in args.dtypes:
+        for batch in args.batches:
+            content["cases"].append(case(dtype, batch, args.rounds))
+            write_json(args.out, content)  # after each case: they take minutes
 
 
 if __name__ == "__main__":
