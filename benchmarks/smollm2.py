@@ -29,13 +29,15 @@ CONTEXT = 512
 TIE = 1e-3
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "tests" / "references" / "smollm2-135m-instruct.json"
-RUNTIMES = ("keras", "saved_model", "float32", "float16", "int8")
+RUNTIMES = ("keras", "keras_bfloat16", "saved_model", "float32", "float16", "int8")
 
 
 def artefact(runtime: str, model: Any, tokenizer: Any, folder: Path) -> Any:
     """The runtime's file, exported unless it is there, and opened."""
     if runtime == "keras":
         return KerasModel(model, tokenizer)
+    if runtime == "keras_bfloat16":
+        return KerasModel(*kerasllm.load("smollm2-135m-instruct", dtype="bfloat16"))
     if runtime == "saved_model":
         path = folder / "1"
         if not path.exists():
@@ -76,7 +78,7 @@ def agreement(rows: list[list[int]], continuations: list[dict[str, Any]], stops:
 
 def size(runtime: str, folder: Path) -> int | None:
     """Bytes of the exported model."""
-    if runtime == "keras":
+    if runtime.startswith("keras"):
         return None
     path = folder / "1" if runtime == "saved_model" else folder / runtime / "model.tflite"
     return sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) if path.is_dir() else path.stat().st_size

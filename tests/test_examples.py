@@ -87,8 +87,8 @@ def test_custom_models_learn(tmp_path):
 
 
 def test_a_tiny_llama_is_planned_and_trained(corpus, tmp_path):
-    options = "--vocabulary-size 300 --steps 12 --batch-size 4 --sequence-length 32 --accumulate 2 --recompute --out run"
-    output, _ = run("train_7b.py", "--corpus", str(corpus), *options.split(), cwd=tmp_path)
+    options = "--vocabulary-size 300 --steps 12 --batch-size 4 --sequence-length 32 --accumulate 2 --recompute"
+    output, _ = run("train_7b.py", "--corpus", str(corpus), *options.split(), "--out", "run", cwd=tmp_path)
     before, after = (float(re.search(rf"{word}\D*([\d.]+)", output)[1]) for word in ("before", "after"))
     assert after < before
     output, errors = run("train_7b.py", "--preset", "llama_7b", "--memory", "16", cwd=tmp_path, code=2)
@@ -100,6 +100,26 @@ def test_stories_are_the_same_in_every_runtime(data_dir, tmp_path):
     checkpoint = data_dir / "checkpoints" / "stories260K.bin"
     output, _ = run("stories260k.py", "--model", str(checkpoint), "--out", "run", cwd=tmp_path)
     assert output.count("Once upon a time, there was a little girl named Lily.") == 3
+
+
+def test_sentiment_is_fine_tuned(data_dir, tmp_path):
+    options = "--limit 60 --seeds 0 --epochs 1 --length 24 --batch-size 12 --out run --json result.json"
+    output, _ = run("finetune_minilm_sentiment.py", *options.split(), cwd=tmp_path)
+    assert re.search(r"seed 0: test accuracy [\d.]+%", output)
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert 0 <= result["mean"] <= 1 and result["command"].startswith("python examples/finetune_minilm_sentiment.py")
+    assert (tmp_path / "run" / "model" / "model.safetensors").stat().st_size > 80e6
+
+
+@pytest.mark.slow
+def test_adapters_are_trained_and_merged(data_dir, tmp_path):
+    options = "--steps 3 --dialogues 20 --batch-size 2 --length 48 --max-new-tokens 8 --out run"
+    output, _ = run("lora_finetune.py", *options.split(), cwd=tmp_path)
+    before, after = (float(re.search(rf"{word} ([\d.]+)", output)[1]) for word in ("before", "after"))
+    assert after < before
+    adapted, alone = (re.search(rf"^{word}: (.*)$", output, re.MULTILINE)[1] for word in ("adapted", "merged"))
+    assert adapted == alone
+    assert (tmp_path / "run" / "adapters.safetensors").stat().st_size < 3e6
 
 
 @pytest.mark.slow

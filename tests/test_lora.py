@@ -5,6 +5,7 @@ import json
 import keras
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 from artefacts import one_line, run_fresh
 from model_cases import ALL, make, tokens
@@ -183,3 +184,30 @@ def test_what_cannot_be_is_refused(tmp_path):
         with pytest.raises(InputError) as error:
             load_adapters(model, path)
         assert str(path) in one_line(error)
+
+
+def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(tmp_path):
+    model = enable_lora(base(), rank=2, alpha=16)
+    train(model, steps=1)
+    path = save_adapters(model, tmp_path / "a.safetensors")
+    with safetensors.safe_open(path, "numpy") as file:
+        settings = json.loads(file.metadata()["kerasllm_adapters"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def refuse(settings, tensors, word, model):
+        path.write_bytes(safetensors.numpy.save(tensors, {"kerasllm_adapters": json.dumps(settings)}))
+        count = len(model.trainable_variables)
+        with pytest.raises(InputError) as error:
+            load_adapters(model, path)
+        assert word in one_line(error)
+        assert len(model.trainable_variables) == count
+
+    first = sorted(tensors)[0]
+    refuse(settings, {n: t for n, t in tensors.items() if n != first}, "not in both", base())
+    refuse(settings, {**tensors, first: tensors[first].astype("int32")}, "real numbers", base())
+    refuse({**settings, "rank": 3_000_000}, tensors, "shape", base())  # and nothing is allocated for it
+    refuse({**settings, "alpha": float("nan")}, tensors, "alpha nan", base())
+    refuse({**settings, "rank": 0}, tensors, "rank 0", base())
+    refuse({**settings, "targets": [1]}, tensors, "targets are damaged", base())
+    refuse({**settings, "targets": ["nothing"]}, tensors, "no layers of the model", base())
+    refuse(settings, tensors, "alpha 16", enable_lora(base(), rank=2, alpha=1))

@@ -105,7 +105,7 @@ def load_adapters(model: keras.Model, path: str | os.PathLike[str]) -> keras.Mod
     """Put the adapters of a file into the model they were trained on.
 
     Args:
-        model: The built base model, with or without adapters of the same shape.
+        model: The built base model, loaded in the dtype it was trained in, with or without adapters of the same shape.
         path: A file of `save_adapters`.
 
     Returns:
@@ -117,20 +117,56 @@ def load_adapters(model: keras.Model, path: str | os.PathLike[str]) -> keras.Mod
     settings, tensors = _read(Path(path))
     if _fingerprint(model) != settings["base"]:
         raise InputError(f"{path}: the adapters were trained on other weights; load the model they belong to")
-    if not _adapted(model):
+    _check_settings(settings, path)
+    expected = _expected(model, settings, path)
+    if different := sorted(expected.keys() ^ tensors.keys()):
+        raise InputError(f"{path}: {different[0]} is not in both file and model; load the model they were trained on")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape or not np.issubdtype(tensors[name].dtype, np.floating):
+            raise InputError(
+                f"{path}: {name} is {tensors[name].dtype} of shape {tensors[name].shape}, the model needs real "
+                f"numbers {shape}; load the model they were trained on"
+            )
+    for layer in _adapted(model).values():
+        if layer.lora_alpha != settings["alpha"]:
+            raise InputError(
+                f"{path}: has alpha {settings['alpha']}, the model's adapters {layer.lora_alpha}; "
+                "enable_lora with the file's settings"
+            )
+    if not _adapted(model):  # only now: a file that does not fit leaves the model as it was
         enable_lora(model, settings["rank"], alpha=settings["alpha"], targets=settings["targets"])
     trained = _trained(model)
-    if different := sorted(trained.keys() ^ tensors.keys()):
-        raise InputError(f"{path}: {different[0]} is not in both file and model; enable_lora with the file's settings")
-    for name, weight in trained.items():
-        if tuple(weight.shape) != tensors[name].shape:
-            raise InputError(
-                f"{path}: {name} has shape {tensors[name].shape}, the model's {tuple(weight.shape)}; "
-                "enable_lora with the file's rank"
-            )
     for name, weight in trained.items():
         weight.assign(tensors[name])
     return model
+
+
+def _check_settings(settings: dict[str, Any], path: str | os.PathLike[str]) -> None:
+    """Refuse settings that cannot be."""
+    rank, alpha, targets = settings["rank"], settings["alpha"], settings["targets"]
+    if not (rank > 0 and 0 < alpha < float("inf") and targets and all(isinstance(name, str) for name in targets)):
+        raise InputError(f"{path}: rank {rank}, alpha {alpha} or its targets are damaged; save the adapters anew")
+
+
+def _expected(model: keras.Model, settings: dict[str, Any], path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors that a file for the model has, before anything is made for them."""
+    if _adapted(model):
+        return {name: tuple(weight.shape) for name, weight in _trained(model).items()}
+    ends = tuple(settings["targets"])
+    layers = [layer for name, layer in _dense_layers(model).items() if name.endswith(ends)]
+    shapes = {}
+    for name, weight in _trained(model).items():
+        if hasattr(model, "backbone") and not name.startswith(_BACKBONE):
+            shapes[name] = tuple(weight.shape)
+    for layer in layers:
+        name, (wide, high) = variable_name(layer._kernel).removesuffix("kernel"), layer._kernel.shape
+        shapes[f"{name}lora_kernel_a"], shapes[f"{name}lora_kernel_b"] = (
+            (wide, settings["rank"]),
+            (settings["rank"], high),
+        )
+    if not layers:
+        raise InputError(f"{path}: its targets are no layers of the model; load the model they were trained on")
+    return shapes
 
 
 def merged(model: Model) -> Model:
