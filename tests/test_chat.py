@@ -136,7 +136,9 @@ class TestTerminal:
     def test_in_a_terminal(self):
         """Ctrl-C ends an answer and not the chat; Ctrl-D ends the chat with code 0."""
         program = (
-            "import sys, time\nfrom kerasllm.chat import run_chat\nfrom kerasllm.edge import EdgeModel\n"
+            "import signal, sys, time\nfrom kerasllm.chat import run_chat\nfrom kerasllm.edge import EdgeModel\n"
+            # a process that is started in the background ignores it
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             "def stream(self, ids, **options):\n"
             "    text = self.tokenizer.decode(ids)\n"
             "    for piece in ([text[-12:]] if 'slow' not in text else ['\\x1b[31m'] + ['tick '] * 1000):\n"

@@ -179,7 +179,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
     assert "no such file" in refused(open_checkpoint, tmp_path / "nothing")
     assert "no such file" in refused(SafetensorsFolder, tmp_path / "nothing")
     assert "neither model.safetensors nor" in refused(open_checkpoint, tmp_path)
-    assert "is no checkpoint" in refused(open_checkpoint, write(tmp_path / "a.txt", b"hello"))
+    assert "is no model" in refused(open_checkpoint, write(tmp_path / "a.txt", b"hello"))
     (tmp_path / "model.safetensors").mkdir()
     (tmp_path / "m.gguf").mkdir()
     for reader, place in ((SafetensorsFolder, tmp_path), (GGUFFile, tmp_path / "m.gguf"), (Llama2cFile, tmp_path)):

@@ -109,7 +109,7 @@ def test_plans_are_printed_and_refused():
     code, output, _ = call("plan", "smollm2_135m", "--json", "--batch", "4", "--length", "512")
     assert code == 0 and json.loads(output)["parameters"] == 134_515_008
     assert "gpt5" in refused("plan", "gpt5")
-    assert "context" in refused("plan", "gpt2_base", "--length", "4096")
+    assert "max_sequence_length 1024" in refused("plan", "gpt2_base", "--length", "4096")
 
 
 DAMAGED = {
@@ -154,3 +154,21 @@ def test_pickles_are_refused_with_advice(tmp_path):
     (folder / "pytorch_model.bin").write_bytes(b"PK\x03\x04" + b"\x00" * 100)
     assert "safe_serialization" in refused("generate", folder, "--prompt", "a")
     assert "never read" in refused("generate", folder / "pytorch_model.bin", "--prompt", "a")
+
+
+def test_encoders_and_heads_are_refused_where_text_is_continued_or_scored(tmp_path):
+    texts = [{"title": str(i), "text": "the history of music " * 20} for i in range(30)]
+    (tmp_path / "articles.jsonl").write_text("\n".join(map(json.dumps, texts)))
+    split = ["--vocabulary-size", "300", "--tokenizer", "byte", "--validation", "0.1", "--test", "0.1"]
+    assert call("prepare", tmp_path / "articles.jsonl", "--out", tmp_path / "corpus", *split)[0] == 0
+    backbone, tokenizer = kerasllm.load("minilm-l6")
+    from kerasllm.models import TokenClassifier
+
+    head = kerasllm.save(TokenClassifier.from_backbone(backbone), tokenizer, tmp_path / "head")
+    for model in ("minilm-l6", head):
+        assert "bidirectional" in refused("generate", model, "--prompt", "a")
+        assert "bidirectional" in refused("evaluate", model, tmp_path / "corpus")
+        assert "bidirectional" in refused("export", model, "--format", "tflite", "--out", tmp_path / "m.tflite")
+        assert "bidirectional" in refused("chat", model)
+    code, output, _ = call("convert", head, tmp_path / "hf", "--to", "huggingface", "--json")
+    assert code == 0 and json.loads(output)["parameters"] > 22_000_000

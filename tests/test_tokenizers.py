@@ -155,7 +155,8 @@ def test_lone_surrogate_counts_as_replacement_character(tokenizer):
 
 def test_newline_is_one_token(tokenizer):
     if isinstance(tokenizer, WordPieceTokenizer):
-        pytest.skip("it is no token of BERT's")
+        assert tokenizer.encode("\n") == []  # BERT sees no blanks
+        return
     assert len(tokenizer.encode("\n")) == 1
     assert tokenizer.encode("a\n\nb").count(tokenizer.encode("\n")[0]) == 2
 

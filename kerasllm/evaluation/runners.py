@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from kerasllm.errors import InputError
 from kerasllm.folder import find
 
 if TYPE_CHECKING:
@@ -67,9 +68,17 @@ class KerasModel:
         return generate_sequences(self.model, self.tokenizer, prompts, **options)
 
     def score_tokens(self, tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`kerasllm.generation.score_windows`."""
+        """`kerasllm.generation.score_windows`.
+
+        Raises:
+            InputError: The model sees what it is to predict.
+        """
         from kerasllm.generation import score_windows
 
+        if not getattr(self.model.config, "causal", True):
+            raise InputError(
+                "a bidirectional model has no perplexity: it sees what it is to predict; give a causal one"
+            )
         return score_windows(self.model, tokens, targets)
 
 
