@@ -5,8 +5,8 @@
     .venv/bin/python examples/finetune_minilm_sentiment.py --data sentence_polarity.zip --seeds 0
 
 The data are the 10,662 sentences of Pang and Lee 2005 (a folder or zip with rt-polarity.pos and rt-polarity.neg), split
-80/10/10 by a shuffle with a fixed seed. The epoch that is best on the validation part is the one that is tested. Some
-five minutes for each seed on two CPU cores.
+80/10/10 by a shuffle with a fixed seed; settings were chosen by the validation part. Some five minutes for each seed on
+two CPU cores.
 """
 
 import argparse
@@ -41,6 +41,9 @@ def main() -> None:
         model = SequenceClassifier.from_backbone(
             backbone, num_classes=2, labels=LABELS, pooling="mean", dropout=args.dropout
         )
+        # The vectors of words that these sentences lack must go on meaning what they mean.
+        for layer in (model.backbone.embedding, model.backbone.positions, model.backbone.segments):
+            layer.trainable = False
         data = {
             name: dataset(tokenizer, [texts[i] for i in rows], [labels[i] for i in rows], args, name, seed)
             for name, rows in parts.items()
@@ -51,15 +54,15 @@ def main() -> None:
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0, steps - warm_up, warmup_target=args.learning_rate, warmup_steps=warm_up
         )
-        optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.01, global_clipnorm=1.0)
+        # At the end of `fit` the weights are the running mean of the last hundred steps or so.
+        averaging = {"use_ema": True, "ema_momentum": 0.99}
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.01, global_clipnorm=1.0, **averaging)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         model.compile(optimizer)  # cross-entropy and accuracy are the defaults
-        best = keras.callbacks.EarlyStopping("val_accuracy", patience=args.epochs, restore_best_weights=True)
         model.fit(
             data["train"],
             validation_data=data["validation"],
             epochs=args.epochs,
-            callbacks=[best],
             shuffle=False,  # the dataset does
             verbose=args.verbose,
         )
@@ -172,10 +175,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", default=default, help="folder or zip with rt-polarity.pos and rt-polarity.neg")
     parser.add_argument("--model", default="minilm-l6", help="what kerasllm.load takes: a BERT")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--length", type=int, default=64, help="tokens; longer sentences are cut")
-    parser.add_argument("--learning-rate", type=float, default=5e-5, help="at its peak")
+    parser.add_argument("--learning-rate", type=float, default=8e-5, help="at its peak")
     parser.add_argument("--dropout", type=float, default=0.1, help="before the classifier")
     parser.add_argument("--limit", type=int, help="sentences of each class (for a try)")
     parser.add_argument("--verbose", type=int, default=2, help="of model.fit")

@@ -93,9 +93,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> TensorSource:
     if path.suffix == ".bin" and not start.startswith(_PICKLES):
         return Llama2cFile(path)
     refuse_pickle(path)
-    raise InputError(
-        f"{path}: is no model; give a model folder, a SavedModel, a Hugging Face folder, or a .gguf, .bin or .tflite file"
-    )
+    kinds = "a model folder, a SavedModel, a Hugging Face folder, or a .gguf, .bin or .tflite file"
+    raise InputError(f"{path}: is no model; give {kinds}")
 
 
 def file_size(path: Path) -> int:
