@@ -39,21 +39,6 @@ texts = model.generate(json.loads(sys.argv[2]), max_new_tokens=int(sys.argv[3]))
 assert not {"tensorflow", "keras"} & set(sys.modules)
 print(json.dumps(texts))
 """
-MEMORY = """
-import json, sys
-import kerasllm, kerasllm.folder, kerasllm.convert.huggingface, kerasllm.convert.single_files
-import kerasllm.text.bpe, kerasllm.text.wordpiece, tokenizers, safetensors, gguf, ml_dtypes
-import tensorflow as tf
-tf.Variable([1.0]).assign([2.0])  # TensorFlow makes its threads and allocators now
-def memory(name):
-    line = next(line for line in open("/proc/self/status") if line.startswith(name))
-    return int(line.split()[1]) * 1024
-before = memory("VmRSS")
-open("/proc/self/clear_refs", "w").write("5")
-model, tokenizer = kerasllm.load(sys.argv[1], dtype=sys.argv[2])
-weights = sum(w.value.numpy().nbytes for w in model.weights)
-print(json.dumps([weights, memory("VmHWM") - before]))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +161,10 @@ def test_smollm2_answers_alike_from_its_files(smollm2, tmp_path):
 @pytest.mark.parametrize("name", ["minilm-l6", "smollm2-135m-instruct"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_loading_needs_little_more_than_the_weights(name, dtype):
-    weights, peak = run_fresh(MEMORY, name, dtype)
+    path = Path(__file__).parent.parent / "benchmarks" / "load_memory.py"
+    spec = importlib.util.spec_from_file_location("load_memory", path)
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    weights, peak, _ = run_fresh(benchmark.CHILD, name, dtype)
     assert weights > 40e6
     assert peak <= 1.2 * weights + 200e6
