@@ -54,9 +54,7 @@ def main() -> None:
         schedule = keras.optimizers.schedules.CosineDecay(
             0.0, steps - warm_up, warmup_target=args.learning_rate, warmup_steps=warm_up
         )
-        # At the end of `fit` the weights are the running mean of the last hundred steps or so.
-        averaging = {"use_ema": True, "ema_momentum": 0.99}
-        optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.01, global_clipnorm=1.0, **averaging)
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=0.01, global_clipnorm=1.0)
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
         model.compile(optimizer)  # cross-entropy and accuracy are the defaults
         model.fit(
@@ -175,10 +173,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", default=default, help="folder or zip with rt-polarity.pos and rt-polarity.neg")
     parser.add_argument("--model", default="minilm-l6", help="what kerasllm.load takes: a BERT")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--length", type=int, default=64, help="tokens; longer sentences are cut")
-    parser.add_argument("--learning-rate", type=float, default=8e-5, help="at its peak")
+    parser.add_argument("--learning-rate", type=float, default=5e-5, help="at its peak")
     parser.add_argument("--dropout", type=float, default=0.1, help="before the classifier")
     parser.add_argument("--limit", type=int, help="sentences of each class (for a try)")
     parser.add_argument("--verbose", type=int, default=2, help="of model.fit")
