@@ -5,8 +5,7 @@
     .venv/bin/python examples/finetune_minilm_sentiment.py --data sentence_polarity.zip --seeds 0
 
 The data are the 10,662 sentences of Pang and Lee 2005 (a folder or zip with rt-polarity.pos and rt-polarity.neg), split
-80/10/10 by a shuffle with a fixed seed; settings were chosen by the validation part. Some five minutes for each seed on
-two CPU cores.
+80/10/10 by a shuffle with a fixed seed. Some five minutes for each seed on two CPU cores.
 """
 
 import argparse
