@@ -36,17 +36,17 @@ class Echo:
 class TestConversations:
     def test_the_history_is_read_again(self):
         chat = Chat(Echo(), system="Be kind.", max_new_tokens=5, temperature=0.5)
-        assert chat.reply("one") == "re: user: one"
-        assert "".join(chat.stream("two")) == "re: user: two"
+        assert chat.reply("one") == "re: User: one"
+        assert "".join(chat.stream("two")) == "re: User: two"
         asked = chat._model.asked[-1]
-        assert asked == "system: Be kind.\nuser: one\nassistant: re: user: one\nuser: two\nassistant:"
+        assert asked == "System: Be kind.\nUser: one\nAssistant: re: User: one\nUser: two\nAssistant:"
         assert [message["role"] for message in chat.messages] == ["system", *["user", "assistant"] * 2]
         assert [o["seed"] for o in chat._model.options] == [0, 1]
-        assert all(o["temperature"] == 0.5 and o["stop"] == ["\nuser:"] for o in chat._model.options)
+        assert all(o["temperature"] == 0.5 and o["stop"] == ["\nUser:"] for o in chat._model.options)
         chat.reset()
         chat.set_system(None)
         chat.reply("three")
-        assert chat._model.asked[-1] == "user: three\nassistant:"
+        assert chat._model.asked[-1] == "User: three\nAssistant:"
 
     def test_the_oldest_turns_are_forgotten_and_the_system_message_stays(self):
         chat = Chat(Echo(context_length=100, answer=["ok"]), system="S", max_new_tokens=20)
@@ -55,9 +55,9 @@ class TestConversations:
             ids = chat._tokenizer.prompt_ids(chat._model.asked[-1])
             assert len(ids) <= 80
             asked = chat._model.asked[-1]
-            assert asked.startswith("system: S\nuser: message") and asked.endswith(f"message {number}\nassistant:")
-        # As many as fit: one turn more ("user: message 28\nassistant: ok\n" is 31 bytes) would not.
-        assert asked.count("user:") == 2 and len(ids) + 31 > 80
+            assert asked.startswith("System: S\nUser: message") and asked.endswith(f"message {number}\nAssistant:")
+        # As many as fit: one turn more ("User: message 28\nAssistant: ok\n" is 31 bytes) would not.
+        assert asked.count("User:") == 2 and len(ids) + 31 > 80
         assert len(chat.messages) == 1 + 2 * 2
 
     def test_a_long_history_is_cut_to_a_short_message(self):
@@ -66,7 +66,7 @@ class TestConversations:
             chat.reply(f"{number}")
         chat.context_length = 120
         chat.reply("x" * 59)
-        assert chat._model.asked[-1] == "user: 39\nassistant: ok\nuser: " + "x" * 59 + "\nassistant:"
+        assert chat._model.asked[-1] == "User: 39\nAssistant: ok\nUser: " + "x" * 59 + "\nAssistant:"
 
     def test_a_message_that_is_too_long_is_refused_with_the_numbers(self):
         chat = Chat(Echo(context_length=100), max_new_tokens=20)
@@ -158,7 +158,7 @@ class TestTerminal:
             for typed, answer in (
                 ("/help\n", "/system TEXT"),
                 ("/rest\n", "Error: /rest: is no command; /help lists them"),
-                ("我爱北京\n", "assistant:"),
+                ("我爱北京\n", "Assistant:"),
                 ("x" * 200 + "\n", "Error: the message: 218 tokens"),
             ):
                 os.write(master, typed.encode())
@@ -170,7 +170,7 @@ class TestTerminal:
             os.write(master, b"/reset\n")
             until(master, "> ")
             os.write(master, "好\n".encode())
-            assert "Traceback" not in until(master, "assistant:", "> ")
+            assert "Traceback" not in until(master, "Assistant:", "> ")
             os.write(master, b"\x04")
             assert child.wait(30) == 0
         finally:

@@ -78,6 +78,7 @@ LLAMA_3 = """\
 FEATURES = (
     "{% generation %}{{ messages | tojson(indent=2) }}{% endgeneration %}{{ dict(a=1) | tojson }}"
     "{{ messages[0].content | pprint | wordwrap(20) }}{{ strftime_now('%Y') }}{{ range(3) | list }}\n"
+    "{% if tools is not none %}tools{% endif %}{% if documents is not none %}documents{% endif %}"
 )
 TEMPLATES = {"chatml": CHATML, "qwen": QWEN, "llama-2": LLAMA_2, "llama-3": LLAMA_3, "features": FEATURES}
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")

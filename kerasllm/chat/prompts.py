@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from kerasllm.text import Tokenizer
 
 PLAIN_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content | trim }}{{ '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    "{{ bos_token }}{% for message in messages %}{{ message.role | capitalize }}: {{ message.content | trim }}"
+    "{{ '\\n' }}{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 """For models that bring no template: a line for each message."""
 
@@ -47,7 +47,7 @@ class ChatPrompts:
         template = tokenizer.chat_template if template is None else template
         self.plain = template is None
         self.template = PLAIN_TEMPLATE if template is None else template
-        self.stop = ("\nuser:",) if self.plain else ()
+        self.stop = ("\nUser:",) if self.plain else ()
         self._read_specials()
 
     def _read_specials(self) -> None:

@@ -104,9 +104,11 @@ def render_all(
         Exception: Whatever the template does wrong.
     """
     compiled, texts, left = environment().from_string(template), [], CHARACTERS
+    # Templates ask `tools is not none`, which is true of a name that is not given.
+    given = {"tools": None, "documents": None, **variables}
     for messages in conversations:
         pieces = []
-        for piece in compiled.generate(messages=[dict(message) for message in messages], **variables):
+        for piece in compiled.generate(messages=[dict(message) for message in messages], **given):
             left -= len(piece)
             if left < 0:
                 raise ValueError(f"it writes more than {CHARACTERS} characters")
