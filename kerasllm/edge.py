@@ -128,8 +128,9 @@ class EdgeModel:
         """
         filters: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         _check_options(max_new_tokens, seed, **filters)
-        uniforms = np.random.default_rng([seed, row]).random(max_new_tokens, "float32")
         ids = self.tokenizer.prompt_ids(prompt) if isinstance(prompt, str) else list(prompt)
+        self._check_prompt(ids, max_new_tokens)
+        uniforms = np.random.default_rng([seed, row]).random(max_new_tokens, "float32")
         stops, drawn, emitted, ended, text = stopping.strings(stop), [], 0, False, ""
         for token in self.tokens(ids, uniforms, **filters):
             drawn.append(token)
@@ -169,13 +170,7 @@ class EdgeModel:
         Raises:
             InputError: Prompt and new tokens do not fit the context, or a token is not the model's.
         """
-        if not len(prompt) or not 0 <= min(prompt) <= max(prompt) < self.vocabulary_size:
-            raise InputError(f"the prompt needs token ids from 0 to {self.vocabulary_size - 1}, received {prompt[:8]}")
-        if self.context_length is not None and len(prompt) + len(uniforms) > self.context_length:
-            raise InputError(
-                f"the prompt's {len(prompt)} tokens and {len(uniforms)} new ones do not fit the context of "
-                f"{self.context_length}; shorten the prompt or lower max_new_tokens"
-            )
+        self._check_prompt(prompt, len(uniforms))
         state = self._read(prompt[:-1])
         token, place = prompt[-1], len(prompt) - 1
         for step, uniform in enumerate(uniforms):
@@ -184,6 +179,15 @@ class EdgeModel:
             if token in self.tokenizer.stop_ids:
                 return
             yield token
+
+    def _check_prompt(self, prompt: Sequence[int], count: int) -> None:
+        if not len(prompt) or not 0 <= min(prompt) <= max(prompt) < self.vocabulary_size:
+            raise InputError(f"the prompt needs token ids from 0 to {self.vocabulary_size - 1}, received {prompt[:8]}")
+        if self.context_length is not None and len(prompt) + count > self.context_length:
+            raise InputError(
+                f"the prompt's {len(prompt)} tokens and {count} new ones do not fit the context of "
+                f"{self.context_length}; shorten the prompt or lower max_new_tokens"
+            )
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits after every token of a text, read one by one: float32 `(length, vocabulary_size)`."""

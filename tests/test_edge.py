@@ -44,6 +44,7 @@ class TestAnswers:
             {"temperature": 1.3, "top_k": 5, "seed": 1},
             {"temperature": 1.0, "top_p": 0.8, "seed": 2},
             {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 4},
+            {"temperature": 1.5, "min_p": 0.1, "seed": 5},
         ],
     )
     def test_sampled_text_is_that_of_keras_with_the_same_seed(self, edge, name, options):
@@ -67,6 +68,35 @@ class TestAnswers:
         assert [place for _, place, _ in read] == list(np.cumsum([0] + [len(row) for _, _, row in read[:-1]]))
         assert {f"prefill_{n}" for n in CHUNKS} <= {signature for signature, _, _ in read}
         assert all(len(row) == int((signature + "_1").split("_")[1]) for signature, _, row in read)
+
+    @pytest.mark.parametrize("options", [{}, {"temperature": 1.2, "seed": 6}], ids=["greedy", "sampled"])
+    def test_a_stream_is_that_of_keras_piece_by_piece(self, edge, name, options):
+        for prompt in PROMPTS[:3]:
+            options = {**options, "max_new_tokens": 16}
+            whole = edge[name].generate(prompt, **options)
+            for stop in ((), whole[5:7], [whole[9:12], whole[2:3]]):
+                pieces = list(edge[name].stream(prompt, stop=stop, **options))
+                assert pieces == list(kerasllm.stream(*pair(name), prompt, stop=stop, **options))
+                assert all(pieces) and whole.startswith("".join(pieces))
+                assert "".join(pieces) == kerasllm.generate(*pair(name), prompt, stop=stop, **options)
+
+    def test_token_ids_will_do_for_a_text(self, edge, name):
+        ids = edge[name].tokenizer.prompt_ids(PROMPTS[0])
+        assert edge[name].generate(ids, max_new_tokens=8) == edge[name].generate(PROMPTS[0], max_new_tokens=8)
+        assert edge[name].generate([ids, PROMPTS[1]], max_new_tokens=8) == edge[name].generate(
+            PROMPTS[:2], max_new_tokens=8
+        )
+        for wrong in ([], [-1], [edge[name].vocabulary_size]):
+            with pytest.raises(InputError) as caught:
+                edge[name].generate([wrong])
+            assert "needs token ids from 0 to" in one_line(caught)
+
+    def test_it_stops_at_every_stop_token_of_the_tokenizer(self, edge, name, monkeypatch):
+        tokens = edge[name].tokenizer.prompt_ids(PROMPTS[0])
+        drawn = list(edge[name].tokens(tokens, np.zeros(12, "float32")))
+        other = next(token for token in drawn if token != drawn[0])
+        monkeypatch.setattr(type(edge[name].tokenizer), "stop_ids", (edge[name].tokenizer.eos_id, other))
+        assert list(edge[name].tokens(tokens, np.zeros(12, "float32"))) == drawn[: drawn.index(other)]
 
     @pytest.mark.parametrize("length", [1, 2, 5, 17, 41])
     def test_the_state_after_a_prompt_of_any_length_is_that_of_keras(self, edge, name, length):
@@ -106,6 +136,8 @@ class TestAnswers:
             ({"seed": -1}, "seed"),
             ({"top_p": 0.0}, "top_p"),
             ({"top_p": 1.5}, "top_p"),
+            ({"min_p": -0.1}, "min_p"),
+            ({"min_p": 1.5}, "min_p"),
         ],
     )
     def test_options_out_of_range_are_refused(self, edge, name, options, message):
@@ -121,6 +153,10 @@ def test_a_prompt_too_long_names_the_context(edge):
     with pytest.raises(InputError) as caught:
         edge["learned"].score_tokens(np.zeros((1, CONTEXT + SCORED), "int32"), np.zeros((1, CONTEXT + SCORED), "int32"))
     assert str(CONTEXT) in one_line(caught)
+    # However many tokens are asked for, no numbers are drawn for them before.
+    with pytest.raises(InputError) as caught:
+        edge["learned"].generate("a", max_new_tokens=10**14)
+    assert f"context of {CONTEXT}" in one_line(caught)
     assert edge["lstm"].context_length is None
     assert isinstance(edge["lstm"].generate("a" * 3 * CONTEXT, max_new_tokens=1), str)
 
@@ -139,12 +175,13 @@ def test_the_last_slot_of_the_context_is_used(edge):
     temperature=st.sampled_from([0.0, 0.5, 1.0, 2.0]),
     top_k=st.integers(0, 14),
     top_p=st.sampled_from([0.125, 0.5, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.01, 0.3, 1.0]),
 )
-def test_numpy_draws_the_token_that_keras_draws(logits, uniform, temperature, top_k, top_p):
+def test_numpy_draws_the_token_that_keras_draws(logits, uniform, temperature, top_k, top_p, min_p):
     row = np.array(logits, "float32") / 2
-    settings_ = np.float32(temperature), np.int32(top_k), np.float32(top_p)
+    settings_ = np.float32(temperature), np.int32(top_k), np.float32(top_p), np.float32(min_p)
     expected = int(keras_sample(row[None], np.array([uniform], "float32"), *settings_)[0])
-    drawn = sample(row, uniform, temperature, top_k, top_p)
+    drawn = sample(row, uniform, temperature, top_k, top_p, min_p)
     # At the edge of two tokens' shares the rounding of two exponential functions may decide.
     assert drawn == expected or min(abs(boundaries(row, temperature) - uniform)) < 1e-5
 

@@ -8,8 +8,8 @@ from kerasllm.generation.decoding import Tracing, is_stop, next_logits, prefill,
 from kerasllm.models import LanguageModel
 from kerasllm.state import DecodeState
 
-_NEVER = -1e9
-"""Below every score, yet finite."""
+_NEVER = -1e30
+"""Below every score, yet finite: of hypotheses that are none."""
 
 
 class Hypotheses(NamedTuple):
@@ -18,12 +18,17 @@ class Hypotheses(NamedTuple):
     Attributes:
         tokens: int32 `(batch, beams, capacity)`; after the end there are only first stop tokens.
         log_probs: float32 `(batch, beams, capacity)`, of each token; 0 after the end.
-        scores: float32 `(batch, beams)`.
+        scores: float32 `(batch, beams)`; `exist` tells which of them count.
     """
 
     tokens: Any
     log_probs: Any
     scores: Any
+
+    @property
+    def exist(self) -> Any:
+        """Where there is a hypothesis, boolean `(batch, beams)`: there may be fewer than beams."""
+        return self.scores > _NEVER / 1e6
 
     def pick(self, index: Any) -> "Hypotheses":
         """The hypotheses of int32 `index` `(batch, n)`, in its order."""
@@ -79,7 +84,7 @@ def beam_search(
         stop_ids: Tokens that end a continuation.
 
     Returns:
-        The finished hypotheses, best first.
+        The finished hypotheses, best first, and behind them what does not `exist`.
     """
     search = _start(model, prompts, padding, beams, capacity, stop_ids)
 
@@ -113,10 +118,10 @@ def _step(
     """Draw token number `step` of every running hypothesis."""
     batch, beams = ops.shape(search.running.scores)[0], search.running.scores.shape[1]
     length = ops.power(ops.cast(step + 1, "float32"), length_penalty)
-    state, candidates, token, beam = _candidates(model, search, step, beams)
+    state, candidates, token, beam = _candidates(model, search, step, beams, len(stop_ids))
     ended = is_stop(token, stop_ids)
     # Only what is among the best `beams` may finish; at the last step all of it does.
-    ranked = ops.arange(2 * beams)[None, :] < beams
+    ranked = ops.logical_and(ops.arange(token.shape[1])[None, :] < beams, candidates.exist)
     finishes = ops.logical_and(ops.logical_or(ended, last), ranked)
     finishes = ops.logical_and(finishes, ops.logical_not(search.done)[:, None])
     scored = candidates._replace(scores=ops.where(finishes, candidates.scores / length, _NEVER))
@@ -125,7 +130,7 @@ def _step(
     running, kept = _best(alive, beams)
     rows = ops.take_along_axis(beam, kept, axis=1) + beams * ops.arange(batch, dtype="int32")[:, None]
     rows = ops.reshape(rows, (-1,))
-    full = ops.min(finished.scores, axis=1) > _NEVER / 2
+    full = ops.all(finished.exist, axis=1)
     no_better = running.scores[:, 0] / length <= ops.min(finished.scores, axis=1)
     return _Search(
         state=rows_of(state, lambda value: ops.take(value, rows, axis=0)),
@@ -137,21 +142,19 @@ def _step(
 
 
 def _candidates(
-    model: LanguageModel, search: _Search, step: Any, beams: int
+    model: LanguageModel, search: _Search, step: Any, beams: int, stops: int
 ) -> tuple[DecodeState, Hypotheses, Any, Any]:
-    """The best `2 * beams` ways to go on, best first: enough for `beams` of them not to end, were all others to end.
-
-    (With several stop tokens fewer may be left; the rest then are hypotheses that score `_NEVER`.)
+    """The best `(1 + stops) * beams` ways to go on, best first: enough for `beams` of them not to end.
 
     Returns:
         The next state of all running rows, the candidates with their sums, and their newest token and beam,
-        `(batch, 2 * beams)` each.
+        `(batch, (1 + stops) * beams)` each, or fewer where a small vocabulary has no more.
     """
     logits, state = next_logits(model, search.token, search.state)
     size = logits.shape[-1]
     log_probs = ops.reshape(ops.log_softmax(logits), (-1, beams, size))
     sums = ops.reshape(search.running.scores[..., None] + log_probs, (-1, beams * size))
-    _, index = ops.top_k(sums, 2 * beams)
+    _, index = ops.top_k(sums, min((1 + stops) * beams, beams * size))
     index = ops.cast(index, "int32")
     beam, token = index // size, index % size
     log_prob = ops.take_along_axis(ops.reshape(log_probs, (-1, beams * size)), index, axis=1)

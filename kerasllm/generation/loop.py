@@ -11,7 +11,7 @@ from kerasllm.generation.continuations import Continuations, Prompt, TextCodec
 from kerasllm.generation.decoding import Sampling
 from kerasllm.models import LanguageModel
 
-_CHECK_EVERY = 16
+CHECK_EVERY = 16
 """Tokens between two looks for a stop string."""
 
 
@@ -99,7 +99,7 @@ def generate(
     continuations = Continuations(
         model, tokenizer, rows, max_new_tokens, sampling, stops, seed, jit_compile=jit_compile
     )
-    step = _CHECK_EVERY if stops else max_new_tokens
+    step = CHECK_EVERY if stops else max_new_tokens
     while not continuations.finished:
         continuations.advance(step)
     texts = [text for text, _ in continuations.texts()]

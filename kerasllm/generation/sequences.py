@@ -11,6 +11,7 @@ from kerasllm.errors import InputError
 from kerasllm.generation.beam import Hypotheses, beam_search
 from kerasllm.generation.continuations import Continuations, Prompt, TextCodec, read_prompts, text_of
 from kerasllm.generation.decoding import Sampling
+from kerasllm.generation.loop import CHECK_EVERY, as_list
 from kerasllm.models import LanguageModel
 
 
@@ -20,7 +21,7 @@ class Continuation:
 
     Attributes:
         text: The continuation without the prompt, up to a stop token or stop string.
-        tokens: Token ids, with the stop token where one was drawn.
+        tokens: Token ids, with the stop token where one was drawn; up to the one that completes a stop string.
         log_probs: Natural logarithm of each token's probability in the model's own distribution, before temperature,
             filters and penalty.
         score: `sum(log_probs) / len(tokens) ** length_penalty`.
@@ -35,7 +36,7 @@ class Continuation:
 def generate_sequences(
     model: LanguageModel,
     tokenizer: TextCodec,
-    prompts: Sequence[Prompt],
+    prompts: Prompt | Sequence[Prompt],
     *,
     num_sequences: int = 1,
     num_beams: int = 1,
@@ -46,16 +47,13 @@ def generate_sequences(
     jit_compile: bool = False,
     **sampling: Any,
 ) -> list[list[Continuation]]:
-    """Continue each prompt several times, or search its best continuations with beams.
-
-    A prompt is read once, however many continuations it gets.
+    """Continue each prompt, which is read once, several times, or search its best continuations with beams.
 
     Args:
         model: A language model.
         tokenizer: Its tokenizer.
-        prompts: Texts, or token ids of texts.
-        num_sequences: Continuations of each prompt: sampled, the first being that of `generate`; or with beams the best
-            of them, at most `num_beams`.
+        prompts: One text or several, or token ids of texts.
+        num_sequences: Continuations of each prompt: drawn, the first as by `generate`; or the best of `num_beams`.
         num_beams: Hypotheses that a search keeps; 1 draws token after token.
         length_penalty: Exponent of the length in `Continuation.score`: 0 prefers short continuations, 1 compares means.
         max_new_tokens: Most tokens in a continuation.
@@ -72,22 +70,31 @@ def generate_sequences(
     """
     how, stops = Sampling(**sampling), stopping.strings(stop)
     _check(num_sequences, num_beams, length_penalty, how)
+    if not (given := as_list(prompts)[0]):
+        return []
     found: Any
     if num_beams > 1:
-        found = _search(model, tokenizer, prompts, max_new_tokens, num_beams, length_penalty, jit_compile)
+        found = _search(model, tokenizer, given, max_new_tokens, num_beams, length_penalty, jit_compile)
+        counts = np.minimum(np.sum(found.exist, axis=1), num_sequences)
     else:
         copies: dict[str, Any] = {"copies": num_sequences, "log_probs": True, "jit_compile": jit_compile}
-        drawing = Continuations(model, tokenizer, prompts, max_new_tokens, how, stops, seed, **copies)
-        drawing.advance(max_new_tokens)
-        found = drawing.decoding
-    shape = (len(prompts), max(num_sequences, num_beams), -1)
-    rows = zip(np.reshape(found.tokens, shape), np.reshape(found.log_probs, shape), strict=True)
+        drawing = Continuations(model, tokenizer, given, max_new_tokens, how, stops, seed, **copies)
+        while not drawing.finished:
+            drawing.advance(CHECK_EVERY if stops else max_new_tokens)
+        found, counts = drawing.decoding, np.full(len(given), num_sequences)
+    rows = zip(*(_of_prompts(a, len(given), max_new_tokens) for a in (found.tokens, found.log_probs)), strict=True)
+    # Where there are fewer continuations than beams, those that are none come last.
+    drawn = [
+        [_continuation(t, p, tokenizer, stops, length_penalty) for t, p in list(zip(*row, strict=True))[:count]]
+        for row, count in zip(rows, counts, strict=True)
+    ]
+    # A stop string may have cut the best.
+    return [sorted(row, key=lambda one: -one.score) for row in drawn] if num_beams > 1 else drawn
 
-    def continuation(tokens: np.ndarray, log_probs: np.ndarray) -> Continuation:
-        columns = slice(max_new_tokens)
-        return _continuation(tokens[columns].tolist(), log_probs[columns].tolist(), tokenizer, stops, length_penalty)
 
-    return [[continuation(*pair) for pair in zip(*row, strict=True)][:num_sequences] for row in rows]
+def _of_prompts(columns: Any, prompts: int, count: int) -> list[list[list[Any]]]:
+    """The first `count` columns of every continuation, in a list for each prompt."""
+    return np.reshape(columns, (prompts, -1, np.shape(columns)[-1]))[..., :count].tolist()
 
 
 def _continuation(
@@ -95,8 +102,11 @@ def _continuation(
 ) -> Continuation:
     # With the stop token, which was drawn as well.
     count = min(len(stopping.until(tokens, tokenizer.stop_ids)) + 1, len(tokens))
+    text, ended = text_of(tokens, tokenizer, stop)
+    if ended:
+        # What was drawn after it depends on how often one looks.
+        count = next(n for n in range(1, count + 1) if text_of(tokens[:n], tokenizer, stop)[1])
     score = float(np.sum(log_probs[:count], dtype="float64")) / count**length_penalty
-    text, _ = text_of(tokens, tokenizer, stop)
     return Continuation(text, tuple(tokens[:count]), tuple(log_probs[:count]), score)
 
 
