@@ -14,6 +14,7 @@ from kerasllm.errors import InputError
 from kerasllm.text import (
     BytePairTokenizer,
     ByteTokenizer,
+    JiebaTokenizer,
     SentencePieceTokenizer,
     Tokenizer,
     WordPieceTokenizer,
@@ -57,6 +58,8 @@ NASTY = [
 MAKERS = {
     "unigram": lambda: SentencePieceTokenizer.train(TEXTS, 369),
     "bpe": lambda: SentencePieceTokenizer.train(TEXTS, 369, model_type="bpe"),
+    "characters": lambda: SentencePieceTokenizer.train(TEXTS, 310, model_type="char"),
+    "jieba": lambda: JiebaTokenizer.train(TEXTS, 70),
     "word": lambda: WordTokenizer.train(TEXTS, 70),
     "whitespace": lambda: WordTokenizer.train(TEXTS, 30, split="whitespace"),
     "byte": ByteTokenizer,
@@ -175,7 +178,7 @@ def test_fingerprints_differ(made):
     assert WordTokenizer(["a"]).fingerprint != WordTokenizer(["a"], split="whitespace").fingerprint
 
 
-@pytest.mark.parametrize("name", ["unigram", "bpe", "word", "byte pairs"])
+@pytest.mark.parametrize("name", ["unigram", "bpe", "characters", "jieba", "word", "byte pairs"])
 def test_training_is_deterministic(made, name):
     assert MAKERS[name]().fingerprint == made[name].fingerprint
 
@@ -294,17 +297,17 @@ def test_long_lines_are_trained_on():
 
 
 def test_sample_is_bounded_and_deterministic():
-    from kerasllm.text.sentencepiece import _sample
+    from kerasllm.text.sentencepiece_training import sample
 
     texts = [f"line {i}\n" for i in range(20_000)]
-    lines = _sample(iter(texts), 20_000, seed=1)
+    lines = sample(iter(texts), 20_000, seed=1)
     assert 10_000 < sum(map(len, lines)) <= 20_000
-    assert lines == _sample(texts, 20_000, seed=1)
-    assert lines != _sample(texts, 20_000, seed=2)
+    assert lines == sample(texts, 20_000, seed=1)
+    assert lines != sample(texts, 20_000, seed=2)
     numbers = [int(line.split()[1]) for line in lines]
     assert numbers == sorted(numbers)
     assert 8_000 < sum(numbers) / len(numbers) < 12_000
-    assert len(_sample(texts, 2**25, seed=1)) == 20_000
+    assert len(sample(texts, 2**25, seed=1)) == 20_000
 
 
 def test_word_tokenizer_splits_and_joins():

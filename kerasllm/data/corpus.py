@@ -1,33 +1,34 @@
 """A prepared corpus: articles split, a tokenizer trained on one part of them, and all of them as tokens."""
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
+from kerasllm.data.article_files import SPLITS, Reading, Source, copy_source, no_counts, progress_bar, read_article_file
 from kerasllm.data.encoding import LENGTH_DTYPE, encode_articles, token_dtype
 from kerasllm.data.packing import packed_dataset
+from kerasllm.data.script import script_converter
 from kerasllm.errors import InputError
 from kerasllm.files import atomic_folder, read_json, sha256, write_json
-from kerasllm.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, WordTokenizer, load_tokenizer
-from kerasllm.text.tokenizer import valid_unicode
-from kerasllm.text.words import count_words
+from kerasllm.text import (
+    ByteTokenizer,
+    JiebaTokenizer,
+    SentencePieceTokenizer,
+    Tokenizer,
+    WordTokenizer,
+    load_tokenizer,
+)
+from kerasllm.text.segmentation import jieba_dictionary
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
     from kerasllm.data.sources import Article
-
-SPLITS = ("train", "validation", "test")
-
-Source = str | os.PathLike[str] | Iterable["Article"]
 
 _FORMAT = 1
 _BLOCK = 2**20
@@ -36,6 +37,8 @@ _TOKENIZER = "tokenizer"
 _TRAINERS: dict[str, Callable[[Iterable[str], int], Tokenizer]] = {
     "sentencepiece": lambda texts, size: SentencePieceTokenizer.train(texts, size),
     "sentencepiece-bpe": lambda texts, size: SentencePieceTokenizer.train(texts, size, model_type="bpe"),
+    "character": lambda texts, size: SentencePieceTokenizer.train(texts, size, model_type="char"),
+    "jieba": lambda texts, size: JiebaTokenizer.train(texts, size),
     "word": lambda texts, size: WordTokenizer.train(texts, size),
     "whitespace": lambda texts, size: WordTokenizer.train(texts, size, split="whitespace"),
     "byte": lambda texts, size: ByteTokenizer(),
@@ -60,7 +63,7 @@ class Corpus:
         """Yield the articles of "train", "validation" or "test" one by one, in the order of the source."""
         from kerasllm.data.sources import Article
 
-        for entry in _read_articles(self._path(split, "jsonl")):
+        for entry in read_article_file(self._path(split, "jsonl")):
             yield Article(title=entry["title"], text=entry["text"])
 
     def tokens(self, split: str) -> np.ndarray:
@@ -153,6 +156,7 @@ def prepare(
     seed: int = 0,
     workers: int | None = None,
     on_error: str = "raise",
+    script: str | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Corpus:
@@ -164,14 +168,16 @@ def prepare(
         source: What `read_articles` reads, or the articles themselves; or one of those for each of "train",
             "validation" and "test", where the split is given (then `validation`, `test` and `seed` do nothing).
         out: Folder to make.
-        tokenizer: "sentencepiece" (unigram), "sentencepiece-bpe", "word", "whitespace" or "byte", trained on the
-            training split alone; or a tokenizer to use as it is.
+        tokenizer: "sentencepiece" (unigram), "sentencepiece-bpe", "character", "jieba" (words of Chinese), "word",
+            "whitespace" or "byte", trained on the training split alone; or a tokenizer to use as it is.
         vocabulary_size: Number of ids of a tokenizer to be trained; "byte" has its own.
         validation: Part of the articles, 0 to 1, by a hash of the title. 0 leaves the split empty.
         test: The same for the test split.
         seed: Salt of that hash.
         workers: Processes that read and encode; None means one per core.
         on_error: Of `read_articles`: "raise" at damage in the source, or "stop" there and keep what came before.
+        script: "simplified" or "traditional": write Chinese titles and texts so; other text stays as it is. The split
+            goes by the titles of the source, so it is the same for each script.
         overwrite: Replace `out` if it exists.
         progress: Show progress bars on a terminal.
 
@@ -179,22 +185,23 @@ def prepare(
         The corpus.
 
     Raises:
-        InputError: The source cannot be read, `out` exists, a split would be empty, or the training split allows no
-            such vocabulary.
+        InputError: The source cannot be read, `out` exists, a split would be empty, the training split allows no such
+            vocabulary, or a package for Chinese is missing.
     """
     _check_arguments(source, tokenizer, validation, test, workers)
+    reading = Reading(workers, on_error, progress, script_converter(script))
     with atomic_folder(out, overwrite=overwrite) as folder:
         how, inputs, wanted = _plan(source, validation, test, seed)
-        counts = {split: _no_counts() for split in SPLITS}
-        sources = {
-            key: _copy_source(one, folder, choose, counts, workers, on_error, progress) for key, one, choose in inputs
-        }
+        counts = {split: no_counts() for split in SPLITS}
+        sources = {key: copy_source(one, folder, choose, counts, reading) for key, one, choose in inputs}
         _check_splits(counts, wanted)
         if not isinstance(tokenizer, Tokenizer):
-            texts = (entry["text"] for entry in _read_articles(folder / "train.jsonl"))
-            tokenizer = _TRAINERS[tokenizer](_bar(texts, progress, "train tokenizer", " articles"), vocabulary_size)
+            texts = (entry["text"] for entry in read_article_file(folder / "train.jsonl"))
+            texts = progress_bar(texts, progress, "train tokenizer", " articles")
+            tokenizer = _TRAINERS[tokenizer](texts, vocabulary_size)
         _encode_splits(folder, tokenizer, counts, workers, progress)
-        manifest = {"format": _FORMAT, "split": how, "sources": sources, "tokenizer": _describe(tokenizer)}
+        manifest: dict[str, Any] = {"format": _FORMAT, "split": how, "sources": sources}
+        manifest |= {"script": script, "tokenizer": _describe(tokenizer)}
         write_json(folder / _MANIFEST, {**manifest, "splits": counts, "files": _checksums(folder)})
     return load_corpus(out)
 
@@ -202,6 +209,8 @@ def prepare(
 def _check_arguments(source: Any, tokenizer: Any, validation: float, test: float, workers: int | None) -> None:
     if not isinstance(tokenizer, Tokenizer) and tokenizer not in _TRAINERS:
         raise InputError(f"tokenizer: {tokenizer!r} is none of {', '.join(_TRAINERS)}")
+    if tokenizer == "jieba":
+        jieba_dictionary()  # before hours of reading
     if min(validation, test) < 0 or validation + test >= 1:
         raise InputError(f"validation {validation} and test {test} must be fractions that leave something to train on")
     if workers is not None and workers < 1:
@@ -284,46 +293,6 @@ def _always(split: str) -> Callable[[str], str]:
     return lambda title: split
 
 
-def _no_counts() -> dict[str, Any]:
-    return {"articles": 0, "bytes": 0, "characters": 0, "words": 0, "tokens": 0}
-
-
-def _copy_source(
-    source: Source,
-    folder: Path,
-    choose: Callable[[str], str],
-    counts: dict[str, dict[str, Any]],
-    workers: int | None,
-    on_error: str,
-    progress: bool,
-) -> dict[str, Any]:
-    """Append each article to the file of its split and count it; returns what the manifest says of the source."""
-    from kerasllm.data.sources import ReadReport, read_articles
-
-    report = None
-    if isinstance(source, str | os.PathLike):
-        report = ReadReport()
-        name = Path(source).name
-        articles = read_articles(source, workers=workers, report=report, on_error=on_error)
-    else:
-        name, articles = "articles", iter(source)
-    with ExitStack() as stack:
-        files = {
-            split: stack.enter_context((folder / f"{split}.jsonl").open("a", encoding="utf-8", newline="\n"))
-            for split in SPLITS
-        }
-        for article in _bar(articles, progress, f"read {name}", " articles"):
-            title, text = valid_unicode(article.title), valid_unicode(article.text)
-            split = choose(title)
-            files[split].write(json.dumps({"title": title, "text": text}, ensure_ascii=False) + "\n")
-            count = counts[split]
-            count["articles"] += 1
-            count["bytes"] += len(text.encode())
-            count["characters"] += len(text)
-            count["words"] += count_words(text)
-    return {"name": name, "report": None if report is None else asdict(report)}
-
-
 def _check_splits(counts: dict[str, dict[str, Any]], wanted: set[str]) -> None:
     total = sum(count["articles"] for count in counts.values())
     if empty := [split for split in SPLITS if split in wanted and not counts[split]["articles"]]:
@@ -341,7 +310,7 @@ def _encode_splits(
     tokenizer.save(folder / _TOKENIZER)
     for split in SPLITS:
         articles = folder / f"{split}.jsonl"
-        with _bar(None, progress, f"encode {split}", "B", total=articles.stat().st_size) as bar:
+        with progress_bar(None, progress, f"encode {split}", "B", total=articles.stat().st_size) as bar:
             done = encode_articles(
                 articles,
                 folder / _TOKENIZER,
@@ -371,17 +340,3 @@ def _checksums(folder: Path) -> dict[str, dict[str, Any]]:
     return {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files
     }
-
-
-def _read_articles(path: Path) -> Iterator[dict[str, str]]:
-    # A file opened so ends lines at \n only; U+2028 and its like stay inside.
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        for line in lines:
-            yield json.loads(line)
-
-
-def _bar(items: Any, progress: bool, what: str, unit: str, total: int | None = None) -> Any:
-    # None shows the bar on a terminal only.
-    return tqdm(
-        items, desc=what, unit=unit, unit_scale=total is not None, total=total, disable=None if progress else True
-    )

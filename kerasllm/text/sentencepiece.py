@@ -1,12 +1,8 @@
-"""Subword pieces: unigram or BPE models of the SentencePiece library (Kudo and Richardson, arXiv:1808.06226)."""
+"""Subword pieces: models of the SentencePiece library (Kudo and Richardson, arXiv:1808.06226)."""
 
-import collections
 import functools
 import hashlib
-import io
 import json
-import random
-import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +10,7 @@ import sentencepiece
 
 from kerasllm.errors import InputError
 from kerasllm.text.sentencepiece_model import Blanks, assemble, blanks
+from kerasllm.text.sentencepiece_training import train_model
 from kerasllm.text.tokenizer import Tokenizer, valid_unicode
 
 if TYPE_CHECKING:
@@ -22,10 +19,6 @@ if TYPE_CHECKING:
 # SentencePiece writes blanks as this character, so a literal one would come back as a blank.
 _BLANK = "▁"
 _MODEL = "tokenizer.model"
-# Of the pieces that are not bytes or special, at most this part may be single characters. It matters for Chinese:
-# 4,096 pieces of which 3,300 are characters make longer texts than 2,500 characters and 1,300 longer words do.
-_CHARACTER_PART = 2 / 3
-_FIXED_PIECES = 256 + 3 + 1  # bytes; unk, bos, eos; newline
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -149,9 +142,10 @@ class SentencePieceTokenizer(Tokenizer):
         Args:
             texts: Read once. Every line of each is a training sentence, long ones in pieces.
             vocabulary_size: Number of ids, among them 256 bytes, unk, bos, eos and the newline.
-            model_type: "unigram" or "bpe".
+            model_type: "unigram", "bpe", or "char": the most frequent characters, the rest spelt in bytes.
             character_coverage: Part of the characters of the text (0.98 to 1) that get a piece of their own; the rest
-                is spelt in bytes. None means 0.9995, or less where the characters would crowd out longer pieces.
+                is spelt in bytes. None means 0.9995, or less where the characters would crowd out longer pieces. For
+                "char" the vocabulary size alone decides.
             sample_bytes: Train on a uniform sample of lines of about this size, which bounds memory and time.
             seed: Of the sample.
 
@@ -161,22 +155,16 @@ class SentencePieceTokenizer(Tokenizer):
         Raises:
             InputError: The texts do not allow this vocabulary size; the message says which they do.
         """
-        if model_type not in ("unigram", "bpe"):
-            raise InputError(f"model_type: {model_type!r} is neither 'unigram' nor 'bpe'")
-        lines = _sample(texts, sample_bytes, seed)
-        if not lines:
-            raise InputError("the tokenizer has no text to train on; give at least one line that is not blank")
-        try:
-            return cls(_train(lines, vocabulary_size, model_type, character_coverage))
-        except (RuntimeError, OSError) as error:
-            message = str(error)
-        if largest := _largest(message, lines, model_type, character_coverage):
-            message = f"{vocabulary_size} is too large for this text; the largest possible is {largest}"
-        elif found := re.search(r"required_chars\. \d+ vs (\d+)", message):
-            message = f"{vocabulary_size} is too small for the characters of this text; give more than {found[1]}"
-        else:
-            message = f"the training with {vocabulary_size} failed ({' '.join(message.split())}); try another size"
-        raise InputError(f"vocabulary_size: {message}")
+        return cls(
+            train_model(
+                texts,
+                vocabulary_size,
+                model_type=model_type,
+                character_coverage=character_coverage,
+                sample_bytes=sample_bytes,
+                seed=seed,
+            )
+        )
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
@@ -314,85 +302,3 @@ def _operation(model: bytes) -> Any:
     name = f"sentencepiece_{hashlib.sha256(model).hexdigest()[:16]}"
     with tf.init_scope(), tf.device("/CPU:0"):
         return tensorflow_text.SentencepieceTokenizer(model=model, out_type=tf.int32, name=name)
-
-
-def _train(lines: list[str], vocabulary_size: int, model_type: str, character_coverage: float | None) -> bytes:
-    """Run the library's trainer; it raises RuntimeError or OSError."""
-    if character_coverage is None:
-        character_coverage = _coverage(lines, vocabulary_size)
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(lines),
-        model_writer=model,
-        model_type=model_type,
-        vocab_size=vocabulary_size,
-        character_coverage=character_coverage,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        byte_fallback=True,
-        user_defined_symbols=["\n"],
-        unk_surface="",
-        num_threads=16,  # not the number of cores: the sums of unigram training depend on it
-        minloglevel=2,
-    )
-    return model.getvalue()
-
-
-def _largest(message: str, lines: list[str], model_type: str, character_coverage: float | None) -> int | None:
-    """The largest possible vocabulary, if that is what the trainer's message is about.
-
-    The message names a size, but with that size `_coverage` may choose fewer characters, so it has to be tried.
-    """
-    largest = None
-    while found := re.search(r"value <= (\d+)", message):
-        largest = int(found[1])
-        try:
-            _train(lines, largest, model_type, character_coverage)
-            break
-        except (RuntimeError, OSError) as error:
-            message = str(error)
-    return largest
-
-
-def _sample(texts: Iterable[str], size: int, seed: int) -> list[str]:
-    """Draw lines uniformly, about `size` bytes of them, in their order: one pass, bounded memory.
-
-    Each line draws a number and stays while that is below a threshold, which is lowered whenever too much is kept.
-    """
-    draw = random.Random(seed).random
-    kept: list[tuple[float, str]] = []
-    threshold, total = 1.0, 0
-    for text in texts:
-        for line in _lines(text):
-            if (number := draw()) >= threshold:
-                continue
-            kept.append((number, line))
-            total += len(line.encode())
-            if total > size:
-                threshold *= 0.75
-                kept = [entry for entry in kept if entry[0] < threshold]
-                total = sum(len(line.encode()) for _, line in kept)
-    return [line for _, line in kept]
-
-
-def _lines(text: str) -> Iterable[str]:
-    """Split a text into training sentences.
-
-    The library silently drops sentences over 4,192 bytes, and those that hold the two characters it uses itself or NUL.
-    """
-    text = valid_unicode(text).translate({0: " ", ord(_BLANK): " ", 0x2585: " "})
-    for line in text.split("\n"):
-        for start in range(0, len(line), 1024):
-            if piece := line[start : start + 1024].strip(" "):
-                yield piece
-
-
-def _coverage(lines: list[str], vocabulary_size: int) -> float:
-    """0.9995, or the coverage of as many characters as `_CHARACTER_PART` admits; the library wants at least 0.98."""
-    counts = collections.Counter[str]()
-    for line in lines:
-        counts.update(line)
-    room = int((vocabulary_size - _FIXED_PIECES) * _CHARACTER_PART)
-    covered = sum(count for _, count in counts.most_common(max(room, 0)))
-    return min(0.9995, max(0.98, covered / counts.total()))

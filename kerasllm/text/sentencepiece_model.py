@@ -1,7 +1,7 @@
 """What is inside of a SentencePiece model: making one of pieces and scores, and changing one."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kerasllm.errors import InputError
@@ -57,6 +57,28 @@ def assemble(
     model.trainer_spec.unk_id, model.trainer_spec.unk_piece = unk_id, pieces[unk_id]
     model.normalizer_spec.name = "identity"
     model.normalizer_spec.add_dummy_prefix = dummy_prefix
+    model.normalizer_spec.remove_extra_whitespaces = False
+    return model.SerializeToString(deterministic=True)
+
+
+def segmenter(words: Mapping[str, float]) -> bytes:
+    """Make a unigram model that cuts text into the words whose probabilities have the greatest product.
+
+    Args:
+        words: Log probability of each.
+
+    Returns:
+        The content of a `.model` file, which has no bos and no eos; id 0 is what no word spells.
+    """
+    protocol: Any = _protocol()
+    model = protocol.ModelProto()
+    model.pieces.add(piece="<unk>", score=0.0, type=2)
+    for word, score in words.items():
+        model.pieces.add(piece=word, score=score, type=1)
+    model.trainer_spec.model_type = protocol.TrainerSpec.UNIGRAM
+    model.trainer_spec.vocab_size = len(model.pieces)
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = False
     model.normalizer_spec.remove_extra_whitespaces = False
     return model.SerializeToString(deterministic=True)
 

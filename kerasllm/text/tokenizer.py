@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _CLASSES = {
     "BytePairTokenizer": "kerasllm.text.bpe",
     "ByteTokenizer": "kerasllm.text.bytes",
+    "JiebaTokenizer": "kerasllm.text.segmentation",
     "SentencePieceTokenizer": "kerasllm.text.sentencepiece",
     "WordPieceTokenizer": "kerasllm.text.wordpiece",
     "WordTokenizer": "kerasllm.text.words",

@@ -5,13 +5,28 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from kerasllm.errors import InputError
 from kerasllm.text.tokenizer import Tokenizer, valid_unicode
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+
+class WordSplit(NamedTuple):
+    """Insides of character classes, for Python's `re` and TensorFlow's RE2: how a text is cut into words.
+
+    Attributes:
+        blanks: What separates words and vanishes.
+        single: Each of these is a word.
+        chinese: A run of these is cut by somebody else.
+    """
+
+    blanks: str
+    single: str
+    chinese: str
+
 
 _SPECIALS = ["<unk>", "<s>", "</s>"]
 _VOCABULARY = "vocabulary.json"
@@ -21,15 +36,19 @@ _MOST_COUNTED = 2_000_000
 # Insides of character classes, in the common subset of Python's `re` and TensorFlow's RE2. The ranges are spelt out
 # because the two know different Unicode versions. `_BLANKS` is what `str.split()` splits at, except the newline.
 _BLANKS = "\t\x0b\x0c\r\x1c-\x1f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-_ASIAN = (
-    "\u2e80-\u2fff\u3001-\u312f\u3190-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff65"
-    "\uffe0-\uffee\U00020000-\U0003fffd"
+_HAN = "\u4e00-\u9fff"
+_OTHER_ASIAN = (
+    "\u2e80-\u2fff\u3001-\u312f\u3190-\u31ff\u3400-\u4dbf\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff65\uffe0-\uffee"
+    "\U00020000-\U0003fffd"
 )
+_ASIAN = _HAN + _OTHER_ASIAN
 _MARKS = (
     r"!-/:-@\[-\^`{-~" + "\xa1-\xa9\xab-\xb4\xb6-\xb9\xbb-\xbf\xd7\xf7\u2010-\u2027\u2030-\u205e\u2190-\u2bff"
     "\U0001f000-\U0001faff"
 )
 _SINGLE = {"word": "\n" + _MARKS + _ASIAN, "whitespace": "\n"}
+CHINESE_SPLIT = WordSplit(_BLANKS, "\n" + _MARKS + _OTHER_ASIAN, _HAN)
+"""That of "word", but Chinese characters stay together until somebody finds the words among them."""
 # Marks that stand without a blank before them, and without one after them.
 _CLOSING = set(".,;:!?%)]}…'’”-–—/")
 _OPENING = set("([{'’“-–—/$#@")
@@ -87,25 +106,15 @@ class WordTokenizer(Tokenizer):
             InputError: The texts have fewer different words; the message says how many.
         """
         splitter = cls([], split=split)
-        counts = collections.Counter[str]()
-        for text in texts:
-            counts.update(splitter._split(text))
-            if len(counts) > _MOST_COUNTED:
-                counts = collections.Counter(dict(counts.most_common(_MOST_COUNTED // 2)))
-        for special in _SPECIALS:
-            counts.pop(special, None)
-        largest = len(counts) + len(_SPECIALS)
-        if not len(_SPECIALS) < vocabulary_size <= largest:
-            raise InputError(
-                f"vocabulary_size: {vocabulary_size} is not possible with this text; "
-                f"it has {len(counts)} different words, so give {len(_SPECIALS) + 1} to {largest}"
-            )
-        ranked = sorted(counts, key=lambda word: (-counts[word], word))
-        return cls(ranked[: vocabulary_size - len(_SPECIALS)], split=split)
+        return cls(most_frequent(map(splitter._split, texts), vocabulary_size), split=split)
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`."""
-        return [self._ids.get(word, self.unk_id) for word in self._split(text)]
+        return self.word_ids(self._split(text))
+
+    def word_ids(self, words: Iterable[str]) -> list[int]:
+        """Ids of words that are split already."""
+        return [self._ids.get(word, self.unk_id) for word in words]
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `Tokenizer.decode`; an unknown word shows as `<unk>`."""
@@ -121,12 +130,7 @@ class WordTokenizer(Tokenizer):
 
     def out_of_vocabulary_rate(self, texts: Iterable[str]) -> float:
         """Part of the words that the vocabulary lacks, 0 to 1 (0 for no words); read once."""
-        unknown = total = 0
-        for text in texts:
-            ids = self.encode(text)
-            unknown += ids.count(self.unk_id)
-            total += len(ids)
-        return unknown / total if total else 0.0
+        return unknown_rate(self, texts)
 
     def tokenize(self, texts: "tf.Tensor") -> "tf.RaggedTensor":
         """See `Tokenizer.tokenize`."""
@@ -137,7 +141,11 @@ class WordTokenizer(Tokenizer):
             texts = tf.strings.regex_replace(texts, f"([{_SINGLE[self.split]}])", r" \1 ")
             words = tf.strings.split(texts, " ")
             words = tf.ragged.boolean_mask(words, words != "")
-            return words.with_flat_values(self._table.lookup(words.flat_values))
+            return self.lookup(words)
+
+    def lookup(self, words: "tf.RaggedTensor") -> "tf.RaggedTensor":
+        """`word_ids` as TensorFlow ops: strings (batch, None) to int32 (batch, None)."""
+        return words.with_flat_values(self._table.lookup(words.flat_values))
 
     def detokenize(self, ids: "tf.RaggedTensor") -> "tf.Tensor":
         """See `Tokenizer.detokenize`."""
@@ -190,8 +198,53 @@ def _tight(word: str, split: str) -> tuple[bool, bool]:
     """Whether `word` stands without a blank before it, and without one after it."""
     if split == "whitespace":
         return word == "\n", word == "\n"
-    alone = word == "\n" or re.fullmatch(f"[{_ASIAN}]", word) is not None
+    alone = word == "\n" or re.fullmatch(f"[{_ASIAN}]+", word) is not None
     return alone or word in _CLOSING, alone or word in _OPENING
+
+
+def most_frequent(texts: Iterable[Iterable[str]], vocabulary_size: int) -> list[str]:
+    """The most frequent words; ties go by code point.
+
+    Args:
+        texts: The words of each text; read once.
+        vocabulary_size: Number of ids, the three special ones included.
+
+    Returns:
+        The words of a vocabulary, without the special ones.
+
+    Raises:
+        InputError: The texts have fewer different words; the message says how many.
+    """
+    counts = collections.Counter[str]()
+    for words in texts:
+        counts.update(words)
+        if len(counts) > _MOST_COUNTED:
+            counts = collections.Counter(dict(counts.most_common(_MOST_COUNTED // 2)))
+    for special in _SPECIALS:
+        counts.pop(special, None)
+    largest = len(counts) + len(_SPECIALS)
+    if not len(_SPECIALS) < vocabulary_size <= largest:
+        raise InputError(
+            f"vocabulary_size: {vocabulary_size} is not possible with this text; "
+            f"it has {len(counts)} different words, so give {len(_SPECIALS) + 1} to {largest}"
+        )
+    ranked = sorted(counts, key=lambda word: (-counts[word], word))
+    return ranked[: vocabulary_size - len(_SPECIALS)]
+
+
+def unknown_rate(tokenizer: Tokenizer, texts: Iterable[str]) -> float:
+    """Part of the tokens that are `<unk>`, 0 to 1 (0 for no tokens).
+
+    Args:
+        tokenizer: Has an `unk_id`.
+        texts: Read once.
+    """
+    unknown = total = 0
+    for text in texts:
+        ids = tokenizer.encode(text)
+        unknown += sum(i == tokenizer.unk_id for i in ids)
+        total += len(ids)
+    return unknown / total if total else 0.0
 
 
 def count_words(text: str) -> int:
