@@ -30,7 +30,5 @@ def script_converter(script: str | None) -> Callable[[str], str]:
     try:
         import opencc
     except ImportError:
-        raise InputError(
-            f"script {script!r}: OpenCC is not installed; pip install 'kerasllm[zh]' (or opencc)"
-        ) from None
+        raise InputError(f"script {script!r}: OpenCC is not installed; pip install 'kerasllm[zh]'") from None
     return opencc.OpenCC(_CONFIGS[script]).convert

@@ -37,17 +37,17 @@ _MOST_COUNTED = 2_000_000
 # because the two know different Unicode versions. `_BLANKS` is what `str.split()` splits at, except the newline.
 _BLANKS = "\t\x0b\x0c\r\x1c-\x1f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _HAN = "\u4e00-\u9fff"
-_OTHER_ASIAN = (
+OTHER_ASIAN = (
     "\u2e80-\u2fff\u3001-\u312f\u3190-\u31ff\u3400-\u4dbf\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff65\uffe0-\uffee"
     "\U00020000-\U0003fffd"
 )
-_ASIAN = _HAN + _OTHER_ASIAN
+_ASIAN = _HAN + OTHER_ASIAN
 _MARKS = (
     r"!-/:-@\[-\^`{-~" + "\xa1-\xa9\xab-\xb4\xb6-\xb9\xbb-\xbf\xd7\xf7\u2010-\u2027\u2030-\u205e\u2190-\u2bff"
     "\U0001f000-\U0001faff"
 )
 _SINGLE = {"word": "\n" + _MARKS + _ASIAN, "whitespace": "\n"}
-CHINESE_SPLIT = WordSplit(_BLANKS, "\n" + _MARKS + _OTHER_ASIAN, _HAN)
+CHINESE_SPLIT = WordSplit(_BLANKS, "\n" + _MARKS + OTHER_ASIAN, _HAN)
 """That of "word", but Chinese characters stay together until somebody finds the words among them."""
 # Marks that stand without a blank before them, and without one after them.
 _CLOSING = set(".,;:!?%)]}…'’”-–—/")

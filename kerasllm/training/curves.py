@@ -5,6 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator
 
 from kerasllm.errors import InputError
 from kerasllm.files import atomic_file
+from kerasllm.text.fonts import font_families
 
 # Okabe and Ito's colours: told apart by colour-blind readers too
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -30,16 +32,29 @@ def plot_curves(
             of each epoch, these are the x axis. Training curves are dashed, validation curves solid, a dot marks the
             best epoch; the right axis reads the same curves as perplexity.
         path: PNG to write, atomically.
-        title: Written above the picture.
+        title: Written above the picture. It and the names may be Chinese: see `kerasllm.text.fonts`.
 
     Raises:
-        InputError: There is no history, or one without `"loss"`.
+        InputError: There is no history, or one without `"loss"`, or no font has the characters of title and names.
     """
     if not histories:
         raise InputError("histories: empty; pass at least one training's history.history")
     for name, history in histories.items():
         if not history.get("loss"):
             raise InputError(f"histories[{name!r}]: has no 'loss'; pass the history.history that fit returns")
+    # What is drawn takes the fonts of the moment in which it is made or measured
+    families = font_families([title, *histories])
+    # Chinese fonts seldom come in bold, and matplotlib would say so
+    with rc_context(
+        {"font.family": families, "axes.titleweight": "bold" if families == font_families([]) else "normal"}
+    ):
+        figure = _figure(histories, title)
+        with atomic_file(path) as file:
+            figure.savefig(file, format="png", dpi=150)
+
+
+def _figure(histories: Mapping[str, Mapping[str, Sequence[float]]], title: str | None) -> Figure:
+    """The picture of `plot_curves`."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -49,9 +64,8 @@ def plot_curves(
         _draw(axes, name, history, x, _COLOURS[i % len(_COLOURS)])
     _dress(axes, over_tokens, any("val_loss" in history for history in histories.values()))
     if title:
-        axes.set_title(title, loc="left", fontweight="bold")
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+        axes.set_title(title, loc="left")
+    return figure
 
 
 def _draw(axes: Axes, name: str, history: Mapping[str, Sequence[float]], x: Sequence[float], colour: str) -> None:
