@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING, Any
 _NAMES = {
     "Article": "sources",
     "Corpus": "corpus",
+    "DatasetInfo": "dataset_info",
     "ReadReport": "sources",
+    "as_tf_dataset": "datasets",
+    "dataset_articles": "datasets",
     "dataset_from_texts": "packing",
+    "dataset_names": "dataset_registry",
+    "dataset_paths": "datasets",
     "default_corpus": "wikipedia",
+    "describe": "dataset_registry",
+    "download": "downloads",
     "load_corpus": "corpus",
+    "load_dataset": "datasets",
     "packed_dataset": "packing",
     "prepare": "corpus",
     "read_articles": "sources",
@@ -23,6 +31,14 @@ if TYPE_CHECKING:
     from kerasllm.data.corpus import Corpus as Corpus
     from kerasllm.data.corpus import load_corpus as load_corpus
     from kerasllm.data.corpus import prepare as prepare
+    from kerasllm.data.dataset_info import DatasetInfo as DatasetInfo
+    from kerasllm.data.dataset_registry import dataset_names as dataset_names
+    from kerasllm.data.dataset_registry import describe as describe
+    from kerasllm.data.datasets import as_tf_dataset as as_tf_dataset
+    from kerasllm.data.datasets import dataset_articles as dataset_articles
+    from kerasllm.data.datasets import dataset_paths as dataset_paths
+    from kerasllm.data.datasets import load_dataset as load_dataset
+    from kerasllm.data.downloads import download as download
     from kerasllm.data.packing import dataset_from_texts as dataset_from_texts
     from kerasllm.data.packing import packed_dataset as packed_dataset
     from kerasllm.data.sources import Article as Article
