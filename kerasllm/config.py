@@ -11,7 +11,10 @@ from typing import Any, Self
 
 from kerasllm.errors import InputError
 
+ALIGNMENTS = ("general", "additive")
 ACTIVATIONS = ("gelu", "gelu_approximate", "relu", "swiglu")
+CELLS = ("lstm", "gru", "rnn")
+INITIALIZERS = ("normal", "uniform")
 NORMS = ("layer_norm", "rms_norm")
 POSITIONS = ("rotary", "learned", "sine")
 
@@ -155,7 +158,12 @@ class TransformerConfig(ModelConfig):
             arXiv:1810.04805: 2); 0 for none.
         embedding_norm: Whether the sum of the embeddings is normalised (BERT).
         pooler: Whether the model has BERT's pooler, a dense layer with tanh over the first token.
+        embedding_scale: Whether token embeddings are multiplied by `sqrt(hidden_dim)` (Vaswani et al. 2017, section 3.4).
         tie_embeddings: Whether the output projection is the embedding table (Press and Wolf 2017, arXiv:1608.05859).
+        output_bias: Whether logits have a bias, as in PyTorch's own Transformer language model and in Marian's
+            checkpoints (Junczys-Dowmunt et al. 2018, arXiv:1804.00344).
+        initializer: `"normal"` with standard deviation 0.02 (GPT-2), or `"uniform"`: embeddings and projection between
+            -0.1 and 0.1 (Zaremba et al. 2014, arXiv:1409.2329, section 4.1), kernels as by Glorot and Bengio 2010.
         dropout: Share of activations dropped in training, after the embedding and after each sublayer.
 
     Raises:
@@ -183,6 +191,9 @@ class TransformerConfig(ModelConfig):
     pooler: bool = False
     tie_embeddings: bool = True
     dropout: float = 0.0
+    embedding_scale: bool = False
+    output_bias: bool = False
+    initializer: str = "normal"
 
     def __post_init__(self) -> None:
         _positive(
@@ -194,7 +205,9 @@ class TransformerConfig(ModelConfig):
         _rate("dropout", self.dropout)
         _more_than(self, "rotary_base", 1)
         _more_than(self, "norm_epsilon", 0)
+        _choice("initializer", self.initializer, INITIALIZERS)
         _switches(self, "norm_first", "causal", "use_bias", "embedding_norm", "pooler", "tie_embeddings")
+        _switches(self, "embedding_scale", "output_bias")
         if self.attention_bias is not None:
             _switches(self, "attention_bias")
         if self.num_segments != 0:
@@ -239,6 +252,10 @@ class LSTMConfig(ModelConfig):
         tie_embeddings: Whether the output projection is the embedding table.
         dropout: Share of features dropped in training, the same ones at every time step (Gal and Ghahramani 2016,
             arXiv:1512.05287): after the embedding and after each LSTM layer.
+        cell: `"lstm"`, or its relatives `"gru"` (Cho et al. 2014, arXiv:1406.1078) and `"rnn"`, the network of Mikolov
+            et al. 2010, "Recurrent neural network based language model", with tanh.
+        bidirectional: Whether a second layer reads from the end (Graves and Schmidhuber 2005, "Framewise phoneme
+            classification with bidirectional LSTM"): for task heads, since such a model cannot continue a text.
 
     Raises:
         InputError: A value is out of range.
@@ -249,14 +266,101 @@ class LSTMConfig(ModelConfig):
     num_layers: int = 1
     tie_embeddings: bool = False
     dropout: float = 0.0
+    cell: str = "lstm"
+    bidirectional: bool = False
 
     def __post_init__(self) -> None:
         _positive(self, "vocabulary_size", "embedding_dim", "hidden_dim", "num_layers")
-        _switches(self, "tie_embeddings")
+        _switches(self, "tie_embeddings", "bidirectional")
         _rate("dropout", self.dropout)
+        _choice("cell", self.cell, CELLS)
+        if self.bidirectional and self.tie_embeddings:
+            raise InputError("tie_embeddings needs a model of one direction, received bidirectional True")
+
+    @property
+    def causal(self) -> bool:
+        """Whether the model can continue a text."""
+        return not self.bidirectional
 
     @property
     def layer_dims(self) -> tuple[int, ...]:
-        """Width of each LSTM layer, first to last."""
+        """Width of each LSTM layer, first to last; of each of its directions where there are two."""
         last = self.embedding_dim if self.tie_embeddings else self.hidden_dim
         return (self.hidden_dim,) * (self.num_layers - 1) + (last,)
+
+    @property
+    def output_dim(self) -> int:
+        """Width of the hidden states."""
+        return self.layer_dims[-1] * (2 if self.bidirectional else 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerSeq2SeqConfig(TransformerConfig):
+    """An encoder-decoder Transformer (Vaswani et al. 2017); the fields of `TransformerConfig` are the decoder's.
+
+    The encoder has the same widths and switches, and sees all of a source.
+
+    Args:
+        num_encoder_layers: Blocks of the encoder; `num_layers` by default.
+        source_vocabulary_size: Token ids of sources, which then have an embedding of their own; `None` where sources
+            and targets share vocabulary and embedding (Vaswani et al. 2017, section 3.4).
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    num_encoder_layers: int | None = None
+    source_vocabulary_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_encoder_layers", "source_vocabulary_size"):
+            if getattr(self, name) is not None:
+                _positive(self, name)
+        for name, only in (("causal", True), ("num_segments", 0), ("pooler", False)):
+            if getattr(self, name) != only:
+                raise InputError(f"{name} must be {only} in an encoder-decoder, received {getattr(self, name)!r}")
+
+    @property
+    def encoder(self) -> TransformerConfig:
+        """Config of the encoder."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(TransformerConfig)}
+        values |= {"causal": False, "tie_embeddings": True, "output_bias": False}
+        values["vocabulary_size"] = self.source_vocabulary_size or self.vocabulary_size
+        return TransformerConfig(**{**values, "num_layers": self.num_encoder_layers or self.num_layers})
+
+
+@dataclasses.dataclass(frozen=True)
+class LSTMEncoderDecoderConfig(LSTMConfig):
+    """An LSTM encoder-decoder (Sutskever et al. 2014, arXiv:1409.3215); the fields of `LSTMConfig` are the decoder's.
+
+    The encoder has as many layers of the same widths, and the decoder begins with its final state.
+
+    Args:
+        attention: `"general"` (Luong et al. 2015, arXiv:1508.04025) or `"additive"` (Bahdanau et al. 2015,
+            arXiv:1409.0473), see `layers.GlobalAttention`; `None` where the final state is all the decoder knows.
+        bidirectional_encoder: Whether the encoder reads in both directions, each half as wide (OpenNMT, Klein et al.
+            2017, arXiv:1701.02810).
+        source_vocabulary_size: Token ids of sources, which then have an embedding of their own; `None` where sources
+            and targets share vocabulary and embedding.
+
+    Raises:
+        InputError: A value is out of range.
+    """
+
+    attention: str | None = "general"
+    bidirectional_encoder: bool = False
+    source_vocabulary_size: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.attention is not None:
+            _choice("attention", self.attention, ALIGNMENTS)
+        _switches(self, "bidirectional_encoder")
+        if self.source_vocabulary_size is not None:
+            _positive(self, "source_vocabulary_size")
+        if self.bidirectional:
+            raise InputError("bidirectional must be False in an encoder-decoder, received True")
+        odd = [width for width in self.layer_dims if width % 2]
+        if self.bidirectional_encoder and odd:
+            raise InputError(f"bidirectional_encoder needs even widths, received {odd[0]}")

@@ -31,6 +31,18 @@ TRANSFORMERS = {
         rotary_base=50.0,
         attention_bias=True,
     ),
+    "pytorch": TransformerConfig(
+        **_SMALL,
+        positions="sine",
+        norm="layer_norm",
+        norm_first=False,
+        activation="relu",
+        use_bias=True,
+        tie_embeddings=False,
+        embedding_scale=True,
+        output_bias=True,
+        initializer="uniform",
+    ),
     "multi_query": TransformerConfig(
         **_SMALL, num_key_value_heads=1, norm_first=False, activation="gelu", dropout=0.4, norm="layer_norm"
     ),
@@ -58,6 +70,12 @@ LSTMS = {
     "lstm_stack": LSTMConfig(
         VOCABULARY, embedding_dim=8, hidden_dim=12, num_layers=3, tie_embeddings=True, dropout=0.4
     ),
+    "gru": LSTMConfig(VOCABULARY, 8, 12, num_layers=2, cell="gru"),
+    "rnn": LSTMConfig(VOCABULARY, 8, 12, cell="rnn", tie_embeddings=True),
+}
+BIDIRECTIONAL |= {
+    "bidirectional_lstm": LSTMConfig(VOCABULARY, 8, 6, num_layers=2, bidirectional=True),
+    "bidirectional_gru": LSTMConfig(VOCABULARY, 8, 6, cell="gru", bidirectional=True),
 }
 CAUSAL = {**TRANSFORMERS, **LSTMS}
 ALL = {**CAUSAL, **BIDIRECTIONAL}

@@ -110,14 +110,79 @@ def normalize(w, name, x, kind, epsilon):
     return scaled * w[f"{name}/gamma"] + w.get(f"{name}/beta", 0)
 
 
-def lstm(w, x, h, c, mask=None):
+def recurrent(step, x, state, mask=None):
+    """A cell step after step; where the mask is false its state stays."""
     outputs = []
     for t in range(x.shape[1]):
-        z = x[:, t] @ w["kernel"] + h @ w["recurrent_kernel"] + w["bias"]
-        i, f, g, o = np.split(z, 4, -1)
-        new_c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        new_h = sigmoid(o) * np.tanh(new_c)
+        new = step(x[:, t], *state)
         keep = np.ones((len(x), 1), bool) if mask is None else mask[:, t, None]
-        h, c = np.where(keep, new_h, h), np.where(keep, new_c, c)
-        outputs.append(h)
-    return np.stack(outputs, 1), h, c
+        state = [np.where(keep, later, before) for later, before in zip(new, state, strict=True)]
+        outputs.append(state[0])
+    return np.stack(outputs, 1), *state
+
+
+def lstm(w, x, h, c, mask=None):
+    def step(x, h, c):
+        i, f, g, o = np.split(x @ w["kernel"] + h @ w["recurrent_kernel"] + w["bias"], 4, -1)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        return sigmoid(o) * np.tanh(c), c
+
+    return recurrent(step, x, [h, c], mask)
+
+
+def gru(w, x, h, mask=None):
+    """Cho et al. 2014, equations 5 to 8, in the variant of cuDNN: the reset gate is applied behind the matrix."""
+
+    def step(x, h):
+        z, r, g = np.split(x @ w["kernel"] + w["bias"][0], 3, -1)
+        from_z, from_r, from_g = np.split(h @ w["recurrent_kernel"] + w["bias"][1], 3, -1)
+        z, r = sigmoid(z + from_z), sigmoid(r + from_r)
+        return (z * h + (1 - z) * np.tanh(g + r * from_g),)
+
+    return recurrent(step, x, [h], mask)
+
+
+def rnn(w, x, h, mask=None):
+    return recurrent(lambda x, h: (np.tanh(x @ w["kernel"] + h @ w["recurrent_kernel"] + w["bias"]),), x, [h], mask)
+
+
+CELLS = {"lstm": (lstm, "lstm_cell", 2), "gru": (gru, "gru_cell", 1), "rnn": (rnn, "simple_rnn_cell", 1)}
+
+
+def recurrent_stack(w, cell, layers, x, prefix="", mask=None, states=None, both=False):
+    """Outputs and final states of a stack; of two directions side by side where there are `both`."""
+    function, name, parts = CELLS[cell]
+    finals = []
+    for index in range(layers):
+        found = []
+        for way in ("", "backward_") if both else ("",):
+            path = f"{prefix}{way}{cell}_{index}/{name}/"
+            kernels = {key: w[path + key] for key in ("kernel", "recurrent_kernel", "bias")}
+            width = kernels["recurrent_kernel"].shape[0]
+            start = [np.zeros((len(x), width))] * parts
+            if states is not None:
+                columns = slice(width, None) if way else slice(width)
+                start = [part[:, columns] for part in states[index]]
+            order = slice(None, None, -1 if way else 1)
+            outputs, *final = function(kernels, x[:, order], *start, None if mask is None else mask[:, order])
+            found.append((outputs[:, order], *final))
+        x, *final = (np.concatenate(pair, -1) for pair in zip(*found, strict=True))
+        finals.append(final)
+    return x, finals
+
+
+def global_attention(w, alignment, x, context, visible, prefix=""):
+    """Luong et al. 2015, equations 5 and 7, query after query: `tanh(W_c [c; h])`."""
+    outputs, scores = np.zeros(x.shape), np.zeros((*x.shape[:2], context.shape[1]))
+    for row, i in np.ndindex(*x.shape[:2]):
+        seen = np.flatnonzero(visible[row])
+        keys = affine(w, prefix + "key", context[row, seen])
+        if alignment == "general":
+            energy = keys @ x[row, i]
+        else:
+            energy = affine(w, prefix + "score", np.tanh(affine(w, prefix + "query", x[row, i]) + keys))[:, 0]
+        share = softmax(energy)
+        scores[row, i, seen] = share
+        both = np.concatenate([share @ context[row, seen], x[row, i]])
+        outputs[row, i] = np.tanh(affine(w, prefix + "output", both))
+    return outputs, scores

@@ -30,6 +30,9 @@ REFUSED = [
     *((config, "dropout", value) for config in ("llama", "lstm") for value in (-0.1, 1, 1.5, math.nan, "half", True)),
     *((config, "tie_embeddings", value) for config in ("llama", "lstm") for value in (1, "yes", None)),
     *(("llama", name, value) for name in ("norm_first", "causal", "use_bias") for value in (0, "no")),
+    *(("llama", name, value) for name in ("embedding_scale", "output_bias") for value in (1, None)),
+    *(("lstm", "bidirectional", value) for value in (1, None)),
+    *((config, name, value) for config, name in (("llama", "initializer"), ("lstm", "cell")) for value in ("no", None)),
     *(("llama", name, value) for name in ("positions", "norm", "activation") for value in ("none", None, 3)),
     *(("llama", "rotary_base", value) for value in (0, 1, -2.0, math.inf, "1e4")),
     *(("llama", "norm_epsilon", value) for value in (0, -1e-5, math.nan)),
@@ -56,6 +59,23 @@ def test_rotary_positions_need_an_even_head_size():
     with pytest.raises(InputError, match="even head size, received 3"):
         TransformerConfig(5, num_layers=1, num_heads=2, hidden_dim=6, intermediate_dim=4)
     TransformerConfig(5, num_layers=1, num_heads=2, hidden_dim=6, intermediate_dim=4, positions="learned")
+
+
+def test_two_directions_have_no_tied_embeddings():
+    with pytest.raises(InputError, match="tie_embeddings needs a model of one direction"):
+        dataclasses.replace(ALL["lstm_stack"], bidirectional=True)
+
+
+def test_initializers_draw_what_they_say():
+    for name, table, kernel in (("normal", 0.02, 0.02), ("uniform", 0.1 / 3**0.5, (2 / 128) ** 0.5)):
+        size = {"hidden_dim": 64, "vocabulary_size": 500, "num_layers": 1, "tie_embeddings": False}
+        model = TransformerLanguageModel(dataclasses.replace(ALL["gpt2"], initializer=name, **size))
+        model.build()
+        for path, deviation in (("embeddings", table), ("reverse_embeddings", table), ("query/kernel", kernel)):
+            values = np.array(next(v for v in model.weights if v.path.endswith(path)).value)
+            assert values.std() == pytest.approx(deviation, rel=0.1), (name, path)
+            if name == "uniform":
+                assert np.abs(values).max() <= deviation * 3**0.5 + 1e-6
 
 
 def test_scaling_is_checked_and_needs_rotary_positions():
@@ -110,14 +130,20 @@ def transformer_parameters(c):
     feedforward = dense_in * inner * (width + bias) + width * (inner + bias)
     tables = c.vocabulary_size * width * (1 if c.tie_embeddings else 2)
     tables += c.max_sequence_length * width if c.positions == "learned" else 0
+    tables += c.vocabulary_size if c.output_bias else 0
     tables += c.num_segments * width + (norm if c.embedding_norm else 0) + (width * (width + 1) if c.pooler else 0)
     return tables + c.num_layers * (attention + feedforward + 2 * norm) + (norm if c.norm_first else 0)
 
 
+def recurrent_parameters(cell, units, width):
+    gates, biases = {"lstm": (4, 1), "gru": (3, 2), "rnn": (1, 1)}[cell]
+    return gates * units * (width + units + biases)
+
+
 def lstm_parameters(c):
-    total, width = c.vocabulary_size * (c.embedding_dim + 1), c.embedding_dim
+    total, width, ways = c.vocabulary_size * (c.embedding_dim + 1), c.embedding_dim, 1 + c.bidirectional
     for units in c.layer_dims:
-        total, width = total + 4 * units * (width + units + 1), units
+        total, width = total + ways * recurrent_parameters(c.cell, units, width), ways * units
     return total + (0 if c.tie_embeddings else c.vocabulary_size * width)
 
 

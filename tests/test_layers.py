@@ -9,6 +9,7 @@ import pytest
 import kerasllm.layers
 from kerasllm.layers import (
     FeedForward,
+    GlobalAttention,
     LearnedPositionEmbedding,
     LSTMStack,
     MultiHeadAttention,
@@ -34,6 +35,10 @@ def norms(*names, offset=True):
 
 def within(name, paths):
     return tuple(f"{name}/{path}" for path in paths)
+
+
+def cells(*names):
+    return tuple(f"{name}/{part}" for name in names for part in ("kernel", "recurrent_kernel", "bias"))
 
 
 SEQUENCE = {"inputs": (5, 8)}
@@ -68,8 +73,32 @@ CASES = [
         LSTMStack,
         {"units": [6, 4], "dropout": 0.25},
         SEQUENCE,
-        tuple(f"lstm_{i}/lstm_cell/{part}" for i in (0, 1) for part in ("kernel", "recurrent_kernel", "bias")),
-        (({"units": []}, "[]"), ({"units": [3, 0]}, "0"), *UNIT_RATES),
+        cells("lstm_0/lstm_cell", "lstm_1/lstm_cell"),
+        (({"units": []}, "[]"), ({"units": [3, 0]}, "0"), ({"cell": "elman"}, "'elman'"), *UNIT_RATES),
+    ),
+    Case(LSTMStack, {"units": [6, 4], "cell": "gru"}, SEQUENCE, cells("gru_0/gru_cell", "gru_1/gru_cell")),
+    Case(LSTMStack, {"units": [6], "cell": "rnn"}, SEQUENCE, cells("rnn_0/simple_rnn_cell")),
+    *(
+        Case(
+            LSTMStack,
+            {"units": [3, 4], "cell": cell, "bidirectional": True},
+            SEQUENCE,
+            cells(*(f"{way}{cell}_{i}/{name}" for i in (0, 1) for way in ("", "backward_"))),
+        )
+        for cell, name in (("lstm", "lstm_cell"), ("rnn", "simple_rnn_cell"))
+    ),
+    Case(
+        GlobalAttention,
+        {"alignment": "general"},
+        TWO_SEQUENCES,
+        dense("key", "output", bias=False),
+        (({"alignment": "dot"}, "'dot'"),),
+    ),
+    Case(
+        GlobalAttention,
+        {"alignment": "additive"},
+        TWO_SEQUENCES,
+        dense("query", "key", "score", "output", bias=False),
     ),
     Case(
         LearnedPositionEmbedding,

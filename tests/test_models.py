@@ -113,7 +113,7 @@ def test_states_are_what_state_py_says(config):
             expected |= {f"kv_cache_k_{index}": shape, f"kv_cache_v_{index}": shape}
     else:
         for index, width in enumerate(config.layer_dims):
-            expected |= {f"lstm_h_{index}": (2, width), f"lstm_c_{index}": (2, width)}
+            expected |= {f"lstm_{part}_{index}": (2, width) for part in ("hc" if config.cell == "lstm" else "h")}
     state = model.initial_state(2, 6, np.zeros(2, "int32"))
     assert names.PADDING not in model.initial_state(2, 6)
     for moment in (state, model(tokens(2, 3), state=state)[1]):
@@ -163,6 +163,8 @@ def test_positions_do_not_collapse_in_bfloat16_beyond_512(positions):
 def numpy_transformer(model, text):
     config, w = model.config, {variable_name(v): np.array(v.value, "float64") for v in model.trainable_variables}
     x, (rows, length) = w["embedding/embeddings"][text], text.shape
+    if config.embedding_scale:
+        x = x * np.sqrt(config.hidden_dim)
     if config.positions == "learned":
         x = x + w["positions/embeddings"][:length]
     if config.positions == "sine":
@@ -192,16 +194,14 @@ def numpy_transformer(model, text):
             else:
                 x = norm(f"{block}{name}_norm", x + sublayer(x, f"{block}{name}/"))
     x = norm("final_norm", x) if config.norm_first else x
-    return x @ (w["embedding/embeddings"].T if config.tie_embeddings else w["embedding/reverse_embeddings"])
+    table = w["embedding/embeddings"].T if config.tie_embeddings else w["embedding/reverse_embeddings"]
+    return x @ table + w.get("output_bias", 0)
 
 
 def numpy_lstm(model, text):
     config, w = model.config, {variable_name(v): np.array(v.value, "float64") for v in model.trainable_variables}
-    x = w["embedding/embeddings"][text]
-    for index, width in enumerate(config.layer_dims):
-        cell = {name: w[f"lstm/lstm_{index}/lstm_cell/{name}"] for name in ("kernel", "recurrent_kernel", "bias")}
-        zeros = np.zeros((len(text), width))
-        x = oracles.lstm(cell, x, zeros, zeros)[0]
+    x, options = w["embedding/embeddings"][text], {"prefix": "lstm/", "both": config.bidirectional}
+    x, _ = oracles.recurrent_stack(w, config.cell, config.num_layers, x, **options)
     return x @ (w["embedding/embeddings"].T if config.tie_embeddings else w["head/kernel"]) + w["output_bias"]
 
 
@@ -259,8 +259,9 @@ def test_calls_that_cannot_work_are_refused():
     model = make(TRANSFORMERS["gpt2"])
     with pytest.raises(ValueError, match="25 tokens are more than the model's max_sequence_length 24"):
         model(tokens(1, 25))
-    with pytest.raises(ValueError, match="bidirectional model has no decode state"):
-        make(BIDIRECTIONAL["bidirectional"]).initial_state(1, 4)
+    for name in ("bidirectional", "bidirectional_lstm"):
+        with pytest.raises(ValueError, match="bidirectional model has no decode state"):
+            make(BIDIRECTIONAL[name]).initial_state(1, 4)
     for config in (TRANSFORMERS["llama"], CAUSAL["lstm"]):
         model = make(config)
         with pytest.raises(ValueError, match="give padding to initial_state"):

@@ -8,6 +8,7 @@ import pytest
 
 from kerasllm.layers import (
     FeedForward,
+    GlobalAttention,
     LearnedPositionEmbedding,
     LSTMStack,
     MultiHeadAttention,
@@ -24,9 +25,10 @@ from oracles import (  # noqa: E402
     attention,
     close,
     feedforward,
-    lstm,
+    global_attention,
     normal,
     normalize,
+    recurrent_stack,
     rotate,
     sine_positions,
     softmax,
@@ -63,6 +65,18 @@ def test_cross_attention_is_the_formula(groups):
     outputs, scores = layer(x, context=context, key_mask=mask, return_attention_scores=True)
     close(outputs, expected)
     close(scores, expected_scores)
+
+
+@pytest.mark.parametrize("groups", [4, 2])
+def test_a_cached_context_is_the_context(groups):
+    x, context = normal(1, 2, 3, 16), normal(2, 2, 6, 10)
+    mask = np.array([[1, 1, 1, 0, 0, 0], [0, 1, 0, 1, 0, 1]], bool)
+    layer = TransformerBlock(4, 12, num_key_value_heads=groups, causal=True, cross_attention=True)
+    layer.build(x.shape, context.shape)
+    weights(layer)
+    cached = layer.cache_context(context)
+    assert [tuple(part.shape) for part in cached] == [(2, groups, 6, 4)] * 2
+    close(layer(x, context_cache=cached, context_mask=mask), layer(x, context=context, context_mask=mask))
 
 
 def test_rotary_attention_is_the_formula_with_rotated_queries_and_keys():
@@ -196,33 +210,46 @@ def test_block_is_its_equations(norm, norm_first, use_bias, cross):
     close(layer(x, context=context) if cross else layer(x), expected, 1e-4)
 
 
-# LSTM (Hochreiter and Schmidhuber 1997, with the forget gate) and locked dropout
+# Recurrent layers (Hochreiter and Schmidhuber 1997, with the forget gate; Cho et al. 2014; Elman 1990), locked dropout
 
 
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("units", [(6,), (6, 4, 5)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_lstm_is_its_gate_equations(units, masked):
+def test_recurrent_layers_are_their_equations(units, masked, cell, both):
     x = normal(0, 2, 5, 3)
-    layer = LSTMStack(units)
+    layer = LSTMStack(units, cell=cell, bidirectional=both)
     layer.build(x.shape)
     w = weights(layer)
     mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 0]], bool) if masked else None
-    state = [(normal(i, 2, n), normal(i + 9, 2, n)) for i, n in enumerate(units)]
+    ways = 2 if both else 1
+    state = [tuple(normal(i + 9 * k, 2, ways * n) for k, _ in enumerate(layer.parts)) for i, n in enumerate(units)]
     for start in (None, state):
-        expected, finals = x, []
-        for index, size in enumerate(units):
-            cell = {name: w[f"lstm_{index}/lstm_cell/{name}"] for name in ("kernel", "recurrent_kernel", "bias")}
-            h, c = (np.zeros((2, size)),) * 2 if start is None else start[index]
-            expected, h, c = lstm(cell, expected, h, c, mask)
-            finals.append((h, c))
+        expected, finals = recurrent_stack(w, cell, len(units), x, mask=mask, states=start, both=both)
         outputs = layer(x, initial_state=start, padding_mask=mask)
         if start is not None:
             outputs, found = outputs
-            for pair, final in zip(found, finals, strict=True):
-                close(pair[0], final[0])
-                close(pair[1], final[1])
+            assert [len(final) for final in found] == [len(layer.parts)] * len(units)
+            for part, final in zip(sum(map(list, found), []), sum(finals, []), strict=True):
+                close(part, final)
         real = slice(None) if mask is None else mask  # what comes out at padding does not matter
         close(np.array(outputs)[real], expected[real])
+
+
+@pytest.mark.parametrize("alignment", ["general", "additive"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_global_attention_is_its_equations(alignment, masked):
+    x, context = normal(0, 2, 3, 8), normal(1, 2, 5, 6)
+    mask = np.array([[1, 1, 0, 1, 0], [1, 0, 0, 0, 0]], bool) if masked else np.ones((2, 5), bool)
+    layer = GlobalAttention(alignment)
+    layer.build(x.shape, context.shape)
+    expected, expected_scores = global_attention(weights(layer), alignment, x, context, mask)
+    given = mask if masked else None
+    outputs, scores = layer(x, context=context, context_mask=given, return_attention_scores=True)
+    close(outputs, expected)
+    close(scores, expected_scores)
+    close(layer(x, context_cache=layer.cache_context(context), context_mask=given), expected)
 
 
 def test_locked_dropout_drops_a_feature_at_all_steps_or_none():

@@ -4,11 +4,12 @@ from kerasllm.layers.attention import MultiHeadAttention, token_positions
 from kerasllm.layers.feedforward import FeedForward
 from kerasllm.layers.masks import attention_mask
 from kerasllm.layers.positions import LearnedPositionEmbedding, RotaryEmbedding, SinePositionEncoding
-from kerasllm.layers.recurrent import LSTMStack
+from kerasllm.layers.recurrent import GlobalAttention, LSTMStack
 from kerasllm.layers.transformer import TransformerBlock, make_norm
 
 __all__ = [
     "FeedForward",
+    "GlobalAttention",
     "LSTMStack",
     "LearnedPositionEmbedding",
     "MultiHeadAttention",

@@ -35,6 +35,7 @@ class MultiHeadAttention(keras.layers.Layer):
     Call arguments:
         inputs: Queries come from here: `(batch, length, hidden_dim)`; `num_heads` divides `hidden_dim`.
         context: Keys and values come from here: `(batch, context_length, context_dim)`; `inputs` by default.
+        context_cache: In place of `context`, the keys and values that `cache_context` made of it.
         key_mask: Optional boolean `(batch, context_length)`, true where a key is real.
         cache: Optional pair of tensors `(batch, num_key_value_heads, cache_length, head_dim)`: the new keys and
             values are written at `position`, and all slots up to there are attended to. Needs `causal`.
@@ -116,6 +117,7 @@ class MultiHeadAttention(keras.layers.Layer):
         self,
         inputs: Any,
         context: Any = None,
+        context_cache: Any = None,
         key_mask: Any = None,
         cache: Any = None,
         position: Any = 0,
@@ -126,10 +128,8 @@ class MultiHeadAttention(keras.layers.Layer):
         """See the class."""
         if cache is not None and not self.causal:
             raise ValueError(f"{self.name}: a cache needs causal=True, or empty slots would be attended to")
-        context = inputs if context is None else context
         query = self._split_heads(self.query(inputs), self.num_heads)
-        key = self._split_heads(self.key(context), self.num_key_value_heads)
-        value = self._split_heads(self.value(context), self.num_key_value_heads)
+        key, value = context_cache or self.cache_context(inputs if context is None else context)
         if self.rotary is not None:
             query = self.rotary(query, _positions(query, position, left_padding))
             key = self.rotary(key, _positions(key, position, left_padding))
@@ -151,6 +151,17 @@ class MultiHeadAttention(keras.layers.Layer):
         if cache is not None:
             outputs.append(cache)
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def cache_context(self, context: Any) -> tuple[Any, Any]:
+        """Keys, not yet rotated, and values of a context that several calls shall read.
+
+        Args:
+            context: `(batch, context_length, context_dim)`.
+
+        Returns:
+            Two tensors `(batch, num_key_value_heads, context_length, head_dim)`.
+        """
+        return tuple(self._split_heads(dense(context), self.num_key_value_heads) for dense in (self.key, self.value))
 
     def _attend(self, query: Any, key: Any, value: Any, visible: Any, training: bool | None) -> tuple[Any, Any]:
         """Attention of each head; query heads that share a key-value head are folded into its rows."""

@@ -64,7 +64,8 @@ class TransformerBlock(keras.layers.Layer):
         inputs: `(batch, length, hidden_dim)`.
         padding_mask: Optional boolean `(batch, length)`, true where a token is real.
         context: What cross-attention reads: `(batch, context_length, context_dim)`.
-        context_mask: Optional boolean `(batch, context_length)`.
+        context_cache: In place of `context`, the keys and values that `cache_context` made of it.
+        context_mask: Optional boolean `(batch, context_length)`, true where the context is real.
         cache: Optional pair of self-attention tensors, see `MultiHeadAttention`; needs `causal`.
         position: Slot of the first input in the cache.
         left_padding: Optional int32 `(batch,)`, empty slots at the start of each row.
@@ -151,6 +152,7 @@ class TransformerBlock(keras.layers.Layer):
         inputs: Any,
         padding_mask: Any = None,
         context: Any = None,
+        context_cache: Any = None,
         context_mask: Any = None,
         cache: Any = None,
         position: Any = 0,
@@ -159,7 +161,7 @@ class TransformerBlock(keras.layers.Layer):
         training: bool | None = None,
     ) -> Any:
         """See the class."""
-        if (context is not None) != (self.cross_attention is not None):
+        if (context is not None or context_cache is not None) != (self.cross_attention is not None):
             raise ValueError(f"{self.name}: pass context to a block with cross_attention=True, and to no other")
         extras: list[Any] = []
 
@@ -182,11 +184,21 @@ class TransformerBlock(keras.layers.Layer):
         if self.cross_attention is not None:
 
             def cross(x: Any) -> Any:
-                return self.cross_attention(x, context=context, key_mask=context_mask, training=training)
+                return self.cross_attention(
+                    x, context=context, context_cache=context_cache, key_mask=context_mask, training=training
+                )
 
             x = self._residual(x, cross, self.cross_attention_norm, training)
         x = self._residual(x, self.feedforward, self.feedforward_norm, training)
         return (x, *extras) if extras else x
+
+    def cache_context(self, context: Any) -> tuple[Any, Any]:
+        """Keys and values that cross-attention reads, see `MultiHeadAttention.cache_context`.
+
+        Args:
+            context: `(batch, context_length, context_dim)`.
+        """
+        return self.cross_attention.cache_context(context)
 
     def _residual(self, x: Any, sublayer: Any, norm: keras.layers.Layer, training: bool | None) -> Any:
         if self.norm_first:

@@ -33,6 +33,8 @@ class LanguageModel(keras.Model):
     config_class: ClassVar[type[ModelConfig]]
     max_sequence_length: int | None = None
     """Longest context in tokens; `None` where there is no limit."""
+    reads_source: ClassVar[bool] = False
+    """Whether it continues a target given a source (`EncoderDecoder`)."""
 
     config: Any  # the family's own class; each subclass says which
 

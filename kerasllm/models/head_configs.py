@@ -35,7 +35,7 @@ class HeadConfig(ModelConfig):
     def __post_init__(self) -> None:
         if isinstance(self.backbone, Mapping):
             object.__setattr__(self, "backbone", _backbone(self.backbone))
-        if not isinstance(self.backbone, tuple(_BACKBONES.values())):
+        if type(self.backbone) not in _BACKBONES.values():
             raise InputError(f"backbone must be the config of a language model, received {self.backbone!r:.80}")
         rate = self.dropout
         if not isinstance(rate, (int, float)) or isinstance(rate, bool) or not 0 <= rate < 1:
@@ -51,8 +51,8 @@ class HeadConfig(ModelConfig):
         """Refuse values of the head's own fields."""
 
     def _unused(self, backbone: TransformerConfig) -> dict[str, Any]:
-        """What the backbone can do without: its own projection to the vocabulary, and the pooler."""
-        return {"tie_embeddings": True, "pooler": False}
+        """What the backbone can do without: its own projection to the vocabulary, its bias, and the pooler."""
+        return {"tie_embeddings": True, "output_bias": False, "pooler": False}
 
     @property
     def backbone_class(self) -> str:
@@ -68,7 +68,7 @@ class HeadConfig(ModelConfig):
     def width(self) -> int:
         """Width of the backbone's hidden states."""
         backbone = self.backbone
-        return backbone.layer_dims[-1] if isinstance(backbone, LSTMConfig) else backbone.hidden_dim
+        return backbone.output_dim if isinstance(backbone, LSTMConfig) else backbone.hidden_dim
 
     def to_dict(self) -> dict[str, Any]:
         """See `ModelConfig.to_dict`."""
@@ -136,7 +136,7 @@ class SequenceClassifierConfig(HeadConfig):
         _check_pooling(self)
 
     def _unused(self, backbone: TransformerConfig) -> dict[str, Any]:
-        return {"tie_embeddings": True, "pooler": self.pooling == "pooler"}
+        return {**super()._unused(backbone), "pooler": self.pooling == "pooler"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +174,7 @@ class MaskedLanguageModelConfig(HeadConfig):
             raise InputError("a masked language model needs a bidirectional Transformer; make it with causal=False")
 
     def _unused(self, backbone: TransformerConfig) -> dict[str, Any]:
-        return {"pooler": False}
+        return {"output_bias": False, "pooler": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,4 +200,4 @@ class SentenceEmbedderConfig(HeadConfig):
             raise InputError(f"normalize must be true or false, received {self.normalize!r}")
 
     def _unused(self, backbone: TransformerConfig) -> dict[str, Any]:
-        return {"tie_embeddings": True, "pooler": self.pooling == "pooler"}
+        return {**super()._unused(backbone), "pooler": self.pooling == "pooler"}

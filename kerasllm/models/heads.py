@@ -54,6 +54,8 @@ class Head(keras.Model):
             config = self.config_class.from_dict(config)
         self.config = config
         self.backbone = BACKBONES[config.backbone_class](config.backbone, dtype=self.dtype_policy, name="backbone")
+        if isinstance(self.backbone, LSTMLanguageModel):
+            self.backbone.projects = False
         self.dropout = keras.layers.Dropout(config.dropout, dtype=self.dtype_policy, name="dropout")
 
     @property
@@ -92,10 +94,6 @@ class Head(keras.Model):
         """Makes every variable; the shape of the input does not matter."""
         self.backbone.build()
         self._build_head((None, None, self.config.width))
-        if isinstance(self.backbone, LSTMLanguageModel):
-            unused = [] if self.config.backbone.tie_embeddings else self.backbone.head.weights
-            for weight in [*unused, self.backbone.output_bias]:  # of the projection, which no head uses
-                weight.trainable = False
         self.built = True
 
     def _build_head(self, shape: Any) -> None:

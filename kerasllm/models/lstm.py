@@ -40,7 +40,15 @@ class LSTMLanguageModel(LanguageModel):
         self.embedding_dropout = keras.layers.SpatialDropout1D(
             self.config.dropout, dtype=dtype, name="embedding_dropout"
         )
-        self.lstm = LSTMStack(self.config.layer_dims, dropout=self.config.dropout, dtype=dtype, name="lstm")
+        self.lstm = LSTMStack(
+            self.config.layer_dims,
+            dropout=self.config.dropout,
+            cell=self.config.cell,
+            bidirectional=self.config.bidirectional,
+            dtype=dtype,
+            name="lstm",
+        )
+        self.projects = True  # task heads have no use for a projection to the vocabulary
         if not self.config.tie_embeddings:
             self.head = keras.layers.Dense(self.config.vocabulary_size, use_bias=False, dtype="float32", name="head")
 
@@ -49,8 +57,13 @@ class LSTMLanguageModel(LanguageModel):
         self.embedding.build((None, None))
         self.embedding_dropout.build((None, None, self.config.embedding_dim))
         self.lstm.build((None, None, self.config.embedding_dim))
+        if self.projects:
+            self._build_projection()
+        self.built = True
+
+    def _build_projection(self) -> None:
         if not self.config.tie_embeddings:
-            self.head.build((None, None, self.config.layer_dims[-1]))
+            self.head.build((None, None, self.config.output_dim))
         self.output_bias = self.add_weight(
             shape=(self.config.vocabulary_size,),
             initializer="zeros",
@@ -58,7 +71,6 @@ class LSTMLanguageModel(LanguageModel):
             autocast=False,
             name="output_bias",
         )
-        self.built = True
 
     def encode(
         self,
@@ -79,8 +91,8 @@ class LSTMLanguageModel(LanguageModel):
         if PADDING in state:
             slots = state[POSITION] + ops.arange(length, dtype="int32")
             padding_mask = slots[None, :] >= state[PADDING][:, None]
-        layers = range(self.config.num_layers)
-        pairs = [(state[lstm_output(i)], state[lstm_cell(i)]) for i in layers]
+        layers, names = range(self.config.num_layers), _PARTS[: len(self.lstm.parts)]
+        pairs = [tuple(state[name(i)] for name in names) for i in layers]
         x, pairs = self.lstm(x, initial_state=pairs, padding_mask=padding_mask, training=training)
         state = {**state, POSITION: state[POSITION] + length, **_named(pairs)}
         return x, state
@@ -91,14 +103,22 @@ class LSTMLanguageModel(LanguageModel):
         return logits + self.output_bias
 
     def initial_state(self, batch_size: Any, length: Any = None, padding: Any = None) -> DecodeState:
-        """See `LanguageModel.initial_state`; an LSTM's state has the same size for any `length`."""
+        """See `LanguageModel.initial_state`; an LSTM's state has the same size for any `length`.
+
+        Raises:
+            ValueError: The model is bidirectional: it cannot go on from a state.
+        """
+        if not self.config.causal:
+            raise ValueError(
+                f"{self.name}: a bidirectional model has no decode state; make it with bidirectional False"
+            )
         state = {POSITION: ops.zeros((), "int32"), **_named(self.lstm.zero_state(batch_size))}
         return state if padding is None else {**state, PADDING: padding}
 
 
+_PARTS = (lstm_output, lstm_cell)
+
+
 def _named(pairs: Any) -> DecodeState:
-    """Decode state entries of `(h, c)` pairs."""
-    entries = {}
-    for index, (h, c) in enumerate(pairs):
-        entries[lstm_output(index)], entries[lstm_cell(index)] = h, c
-    return entries
+    """Decode state entries of `(h, c)` pairs; other cells have no c."""
+    return {name(index): part for index, pair in enumerate(pairs) for name, part in zip(_PARTS, pair, strict=False)}

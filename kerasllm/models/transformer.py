@@ -14,7 +14,16 @@ from kerasllm.layers import (
     token_positions,
 )
 from kerasllm.models.base import LanguageModel
-from kerasllm.state import PADDING, POSITION, DecodeState, key_cache, value_cache
+from kerasllm.state import (
+    PADDING,
+    POSITION,
+    SOURCE_PADDING_MASK,
+    DecodeState,
+    key_cache,
+    memory_key,
+    memory_value,
+    value_cache,
+)
 
 
 @keras.saving.register_keras_serializable(package="kerasllm")
@@ -34,10 +43,12 @@ class TransformerLanguageModel(LanguageModel):
     config_class = TransformerConfig
     config: TransformerConfig
 
-    def __init__(self, config: TransformerConfig | dict[str, Any], **kwargs: Any) -> None:
+    def __init__(
+        self, config: TransformerConfig | dict[str, Any], *, embedding: keras.layers.Layer | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(config, **kwargs)
         self.max_sequence_length = self.config.max_sequence_length
-        self._make_embeddings()
+        self._make_embeddings(embedding)
         dtype = self.dtype_policy
         norm = (self.config.norm, self.config.norm_epsilon, self.config.use_bias, dtype)
         self.embedding_norm = make_norm(*norm, "embedding_norm") if self.config.embedding_norm else None
@@ -57,7 +68,8 @@ class TransformerLanguageModel(LanguageModel):
                 use_bias=self.config.use_bias,
                 attention_bias=self.config.attention_bias,
                 dropout=self.config.dropout,
-                kernel_initializer=_initializer(),
+                cross_attention=self.reads_source,
+                kernel_initializer=self._initializer(),
                 dtype=dtype,
                 name=f"block_{index}",
             )
@@ -70,19 +82,19 @@ class TransformerLanguageModel(LanguageModel):
             self.pooler = keras.layers.Dense(
                 self.config.hidden_dim,
                 activation="tanh",
-                kernel_initializer=_initializer(),
+                kernel_initializer=self._initializer(),
                 dtype=dtype,
                 name="pooler",
             )
 
-    def _make_embeddings(self) -> None:
-        """The layers whose sum `_embed` gives."""
+    def _make_embeddings(self, embedding: keras.layers.Layer | None) -> None:
+        """The layers whose sum `_embed` gives; the first may be another model's."""
         dtype = self.dtype_policy
-        self.embedding = keras.layers.ReversibleEmbedding(
+        self.embedding = embedding or keras.layers.ReversibleEmbedding(
             self.config.vocabulary_size,
             self.config.hidden_dim,
             tie_weights=self.config.tie_embeddings,
-            embeddings_initializer=_initializer(),
+            embeddings_initializer=self._initializer(0.1),
             reverse_dtype="float32",
             dtype=dtype,
             name="embedding",
@@ -90,7 +102,7 @@ class TransformerLanguageModel(LanguageModel):
         self.positions: keras.layers.Layer | None = None
         if self.config.positions == "learned":
             self.positions = LearnedPositionEmbedding(
-                self.config.max_sequence_length, initializer=_initializer(), dtype=dtype, name="positions"
+                self.config.max_sequence_length, initializer=self._initializer(), dtype=dtype, name="positions"
             )
         elif self.config.positions == "sine":
             self.positions = SinePositionEncoding(dtype=dtype, name="positions")
@@ -99,21 +111,35 @@ class TransformerLanguageModel(LanguageModel):
             self.segments = keras.layers.Embedding(
                 self.config.num_segments,
                 self.config.hidden_dim,
-                embeddings_initializer=_initializer(),
+                embeddings_initializer=self._initializer(),
                 dtype=dtype,
                 name="segments",
             )
 
+    def _initializer(self, bound: float | None = None) -> keras.initializers.Initializer:
+        """Normal with standard deviation 0.02, as in GPT-2; or uniform, up to a bound or as Glorot and Bengio 2010."""
+        if self.config.initializer == "normal":
+            return keras.initializers.RandomNormal(stddev=0.02)
+        return keras.initializers.GlorotUniform() if bound is None else keras.initializers.RandomUniform(-bound, bound)
+
     def build(self, input_shape: Any = None) -> None:
         """Makes every variable; the shape of the input does not matter."""
         hidden_shape = (None, None, self.config.hidden_dim)
-        self.embedding.build((None, None))
+        if not self.embedding.built:
+            self.embedding.build((None, None))
         if self.segments is not None:
             self.segments.build((None, None))
         inner = (self.positions, self.embedding_norm, self.embedding_dropout, *self.blocks, self.final_norm)
         for layer in (*inner, self.pooler):
             if layer is not None:
-                layer.build(hidden_shape)
+                # A block of an encoder-decoder reads its encoder's hidden states, too.
+                more = (hidden_shape,) if self.reads_source and layer in self.blocks else ()
+                layer.build(hidden_shape, *more)
+        if self.config.output_bias:
+            size = (self.config.vocabulary_size,)
+            self.output_bias = self.add_weight(
+                shape=size, initializer="zeros", dtype="float32", autocast=False, name="output_bias"
+            )
         self.built = True
 
     def encode(
@@ -144,19 +170,25 @@ class TransformerLanguageModel(LanguageModel):
             for block in self.blocks:
                 x = block(x, padding_mask=padding_mask, training=training)
             return self._normalize(x)
-        state = {**state, POSITION: position + length}
+        following: DecodeState = {**state, POSITION: position + length}
+        where = {"position": position, "left_padding": padding, "context_mask": state.get(SOURCE_PADDING_MASK)}
         for index, block in enumerate(self.blocks):
             names = key_cache(index), value_cache(index)
-            cache = tuple(state[name] for name in names)
-            x, cache = block(x, cache=cache, position=position, left_padding=padding, training=training)
-            state.update(zip(names, cache, strict=True))
-        return self._normalize(x), state
+            cache, memory = _pair(state, *names), _pair(state, memory_key(index), memory_value(index))
+            x = block(x, cache=cache, context_cache=memory, training=training, **where)
+            if cache is not None:
+                x, cache = x
+                following.update(zip(names, cache, strict=True))
+        # Without caches, nothing can follow what was read.
+        return self._normalize(x), following if key_cache(0) in state else None
 
     def _embed(self, tokens: Any, segment_ids: Any, positions: Any) -> Any:
         """The sum of the embeddings of tokens, positions and segments, `(batch, length, hidden_dim)`."""
         if segment_ids is not None and self.segments is None:
             raise ValueError(f"{self.name}: has no segments (num_segments 0); leave segment_ids out")
         x = self.embedding(tokens)
+        if self.config.embedding_scale:
+            x = x * self.config.hidden_dim**0.5
         if self.positions is not None:
             x = self.positions(x, positions=positions)
         if self.segments is not None:
@@ -184,7 +216,8 @@ class TransformerLanguageModel(LanguageModel):
 
     def project(self, hidden: Any) -> Any:
         """See `LanguageModel.project`."""
-        return self.embedding(hidden, reverse=True)
+        logits = self.embedding(hidden, reverse=True)
+        return logits + self.output_bias if self.config.output_bias else logits
 
     def initial_state(self, batch_size: Any, length: Any, padding: Any = None) -> DecodeState:
         """See `LanguageModel.initial_state`.
@@ -204,6 +237,6 @@ class TransformerLanguageModel(LanguageModel):
         return state if padding is None else {**state, PADDING: padding}
 
 
-def _initializer() -> keras.initializers.Initializer:
-    """Normal with standard deviation 0.02, as in GPT-2."""
-    return keras.initializers.RandomNormal(stddev=0.02)
+def _pair(state: DecodeState, *names: str) -> Any:
+    """The parts of a state with these names, or `None` where it lacks them."""
+    return tuple(state[name] for name in names) if names[0] in state else None

@@ -16,9 +16,10 @@ def parameter_table(config: ModelConfig) -> dict[str, int]:
     Raises:
         InputError: The config is of another kind.
     """
-    if isinstance(config, TransformerConfig):
+    # An encoder-decoder's config is one of these too, but of more than this page counts.
+    if type(config) is TransformerConfig:
         return _transformer_table(config)
-    if isinstance(config, LSTMConfig):
+    if type(config) is LSTMConfig:
         return _lstm_table(config)
     raise InputError(f"only a TransformerConfig or an LSTMConfig can be planned, received {type(config).__name__}")
 
@@ -50,19 +51,28 @@ def _transformer_table(config: TransformerConfig) -> dict[str, int]:
         "final norm": norm if config.norm_first else 0,
         "pooler": width * (width + 1) if config.pooler else 0,
         "projection": 0 if config.tie_embeddings else config.vocabulary_size * width,
+        "output bias": config.vocabulary_size if config.output_bias else 0,
     }
     return {part: count for part, count in table.items() if count}
 
 
 def _lstm_table(config: LSTMConfig) -> dict[str, int]:
-    table = {"embedding": config.vocabulary_size * config.embedding_dim, "lstm": 0}
-    width = config.embedding_dim
-    for units in config.layer_dims:
-        table["lstm"] += 4 * units * (width + units + 1)
-        width = units
-    if not config.tie_embeddings:
-        table["projection"] = config.vocabulary_size * width
-    return {**table, "output bias": config.vocabulary_size}
+    # A GRU's gates have two biases each, as cuDNN wants them.
+    biases = _GATES[config.cell] * (2 if config.cell == "gru" else 1) * _directions(config) * sum(config.layer_dims)
+    table = {
+        "embedding": config.vocabulary_size * config.embedding_dim,
+        config.cell: sum(layer_matrices(config)) + biases,
+        "projection": 0 if config.tie_embeddings else config.vocabulary_size * config.output_dim,
+        "output bias": config.vocabulary_size,
+    }
+    return {part: count for part, count in table.items() if count}
+
+
+_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+
+
+def _directions(config: LSTMConfig) -> int:
+    return 2 if config.bidirectional else 1
 
 
 def key_value_width(config: TransformerConfig) -> int:
@@ -71,15 +81,14 @@ def key_value_width(config: TransformerConfig) -> int:
 
 
 def float32_parameters(config: ModelConfig) -> int:
-    """Parameters that stay float32 whatever the dtype policy: an LSTM's own projection and its bias.
+    """Parameters that stay float32 whatever the dtype policy: an LSTM's own projection, and a projection's bias.
 
     Args:
         config: A Transformer's or an LSTM's.
     """
-    if isinstance(config, LSTMConfig):
-        table = parameter_table(config)
-        return table.get("projection", 0) + table["output bias"]
-    return 0
+    table = parameter_table(config)
+    own = table.get("projection", 0) if isinstance(config, LSTMConfig) else 0
+    return own + table.get("output bias", 0)
 
 
 def projection_parameters(config: ModelConfig) -> int:
@@ -104,8 +113,9 @@ def layer_matrices(config: ModelConfig) -> list[int]:
         block = 2 * width * (width + key_value_width(config)) + (into + 1) * width * config.intermediate_dim
         return [block] * config.num_layers
     assert isinstance(config, LSTMConfig)
-    widths = [config.embedding_dim, *config.layer_dims]
-    return [4 * units * (width + units) for width, units in zip(widths, widths[1:], strict=False)]
+    gates, ways = _GATES[config.cell], _directions(config)
+    inputs = [config.embedding_dim, *(ways * units for units in config.layer_dims)]
+    return [ways * gates * units * (width + units) for width, units in zip(inputs, config.layer_dims, strict=False)]
 
 
 def projected_parameters(config: ModelConfig) -> int:
@@ -157,10 +167,12 @@ def cache_values(config: ModelConfig, length: int) -> int:
         length: Tokens the state must hold; an LSTM's has the same size for all.
 
     Returns:
-        Keys and values of every layer, `2 L (key-value heads) (head size) s`; of an LSTM h and c; 0 where the model is
-        bidirectional.
+        Keys and values of every layer, `2 L (key-value heads) (head size) s`; of an LSTM h and c, of other cells h; 0
+        where the model is bidirectional.
     """
+    assert isinstance(config, TransformerConfig | LSTMConfig)
+    if not config.causal:
+        return 0
     if isinstance(config, TransformerConfig):
-        return 2 * config.num_layers * key_value_width(config) * length if config.causal else 0
-    assert isinstance(config, LSTMConfig)
-    return 2 * sum(config.layer_dims)
+        return 2 * config.num_layers * key_value_width(config) * length
+    return (2 if config.cell == "lstm" else 1) * sum(config.layer_dims)

@@ -127,9 +127,12 @@ def layer_activations(config: ModelConfig, dtype: str, rows: int, length: int, t
         per_score = 4 + (size if size < 4 or drop else 0) + drop
         return [tokens * (per_token + config.num_heads * length * per_score)] * config.num_layers
     assert isinstance(config, LSTMConfig)
-    widths = [config.embedding_dim, *config.layer_dims]
-    # Input, four gates, cell, its tanh and the output; the mask of locked dropout has no time axis.
-    return [tokens * size * (width + 7 * units) for width, units in zip(widths, widths[1:], strict=False)]
+    ways = 2 if config.bidirectional else 1
+    inputs = [config.embedding_dim, *(ways * units for units in config.layer_dims)]
+    # Input, and of an LSTM four gates, cell, its tanh and the output, of a GRU three gates, what is reset and the
+    # output; the mask of locked dropout has no time axis.
+    kept = ways * {"lstm": 7, "gru": 5, "rnn": 1}[config.cell]
+    return [tokens * size * (width + kept * units) for width, units in zip(inputs, config.layer_dims, strict=False)]
 
 
 def activation_bytes(config: ModelConfig, dtype: str, rows: int, length: int, *, recompute: bool = False) -> int:
@@ -152,7 +155,8 @@ def activation_bytes(config: ModelConfig, dtype: str, rows: int, length: int, *,
         mask = width if config.dropout else 0
     else:
         assert isinstance(config, LSTMConfig)
-        width, inputs = config.layer_dims[-1], [config.embedding_dim, *config.layer_dims[:-1]]
+        ways = 2 if config.bidirectional else 1
+        width, inputs = config.output_dim, [config.embedding_dim, *(ways * units for units in config.layer_dims[:-1])]
         norms, mask = 0, 0
     # Outside of the layers: norms as above, and the input of the projection in float32.
     around = tokens * (width * (8 * norms + 4) + mask)
