@@ -27,7 +27,8 @@ def read_member(archive: Path, member: str) -> Iterator[bytes]:
     except FileNotFoundError:
         raise InputError(f"{archive}: no such file; check the path") from None
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, NotImplementedError) as error:
-        raise InputError(f"{archive}: is no archive, or a damaged one ({error}); get the file again") from None
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{archive}: is no archive, or a damaged one ({why}); get the file again") from None
     except RuntimeError as error:  # zipfile's word for an encrypted member
         raise InputError(f"{archive}: {member} cannot be unpacked ({error}); get the file again") from None
 

@@ -36,8 +36,8 @@ class Origin:
         urls: Normally one address. Several are the parts of a file that `build` makes of them.
         member: The file's name inside the zip or tar at the address; empty where the address is the file itself.
         build: How the file is made of several parts: `"dialogues"`.
-        evidence: Why the address is believed to hold the very file (it was never opened by the authors of this table,
-            who had no network); empty where there is none, and the address is "not checked".
+        evidence: How it was checked that the address holds the very file, in a word that `dataset_registry.evidence`
+            explains: it was not opened, for want of a network. Empty where it could not be checked.
     """
 
     urls: tuple[str, ...]
@@ -127,6 +127,14 @@ class DatasetInfo:
         """Columns in which rows of different splits never agree."""
         return IDENTITY[self.task] + ((self.group_by,) if self.group_by and not self.official else ())
 
+    @property
+    def origin_checked(self) -> str:
+        """How the origins of the files were checked, in a few words."""
+        if self.package:
+            return f"in the package {self.package}"
+        origins = [file.origin for files in self.files.values() for file in files]
+        return ", ".join(sorted({(origin.evidence or "not checked") if origin else "no origin" for origin in origins}))
+
     def files_of(self, split: str) -> tuple[DataFile, ...]:
         """The files that a split is read from."""
         return self.files[split if self.official else "all"]
@@ -140,6 +148,7 @@ class DatasetInfo:
             "homepage": self.homepage,
             "splits": splits,
             "labels": ", ".join(self.labels),
+            "origin": self.origin_checked,
             "note": " ".join(self.notes),
         }
         return "\n".join([f"{self.name}: {self.title}", *(f"  {key}: {value}" for key, value in rows.items() if value)])

@@ -86,6 +86,7 @@ def read_conll(paths: Sequence[Path], labels: Sequence[str]) -> Iterator[Row]:
     Tags become BIO (Ramshaw and Marcus 1995), whatever they were: an entity begins with B. Of several tags the first
     is taken.
     """
+    known = {"O", *(f"{mark}-{label}" for mark in "BI" for label in labels)}
     document = 0
     for path in paths:
         tokens: list[str] = []
@@ -98,9 +99,9 @@ def read_conll(paths: Sequence[Path], labels: Sequence[str]) -> Iterator[Row]:
                 tokens, tags = [], []
             elif fields[0] == "-DOCSTART-":
                 document += 1
-            elif len(fields) == 2 and (fields[1] == "O" or fields[1].split(",")[0][2:] in labels):
+            elif len(fields) == 2 and (tag := fields[1].split(",")[0]) in known:
                 tokens.append(fields[0])
-                tags.append(fields[1].split(",")[0])
+                tags.append(tag)
             else:
                 raise _malformed(path, number, f"token<TAB>tag, of the types {', '.join(labels)}")
 

@@ -49,12 +49,17 @@ def describe(name: str) -> DatasetInfo:
 def registry() -> dict[str, DatasetInfo]:
     """All data sets by name, in the order of the file."""
     content = read_json(_PATH)
-    infos = [_info(entry, content["evidence"]) for entry in content["datasets"]]
+    infos = [_info(entry) for entry in content["datasets"]]
     return {info.name: info for info in infos}
 
 
-def _info(entry: dict[str, Any], evidence: dict[str, str]) -> DatasetInfo:
-    files = {split: tuple(_file(file, evidence) for file in files) for split, files in entry["files"].items()}
+def evidence() -> dict[str, str]:
+    """What the words in `Origin.evidence` mean."""
+    return dict(read_json(_PATH)["evidence"])
+
+
+def _info(entry: dict[str, Any]) -> DatasetInfo:
+    files = {split: tuple(_file(file) for file in files) for split, files in entry["files"].items()}
     if not (set(files) == {"all"} or set(files) <= set(SPLITS)) or entry["task"] not in COLUMNS:
         raise InputError(f"{_PATH}: {entry['name']} has unknown splits or an unknown task; install kerasllm again")
     lists = {key: tuple(value) for key, value in entry.items() if isinstance(value, list)}
@@ -62,11 +67,7 @@ def _info(entry: dict[str, Any], evidence: dict[str, str]) -> DatasetInfo:
     return DatasetInfo(**values)
 
 
-def _file(entry: dict[str, Any], evidence: dict[str, str]) -> DataFile:
+def _file(entry: dict[str, Any]) -> DataFile:
     origin, twin = entry.get("origin"), entry.get("twin")
-    made = None
-    if origin:
-        why = evidence[origin["evidence"]] if "evidence" in origin else ""
-        made = Origin(**{**origin, "urls": tuple(origin["urls"]), "evidence": why})
-    rest = {key: value for key, value in entry.items() if key not in ("origin", "twin")}
-    return DataFile(**rest, origin=made, twin=_file(twin, evidence) if twin else None)
+    made = Origin(**{**origin, "urls": tuple(origin["urls"])}) if origin else None
+    return DataFile(**{**entry, "origin": made, "twin": _file(twin) if twin else None})

@@ -5,7 +5,7 @@ import urllib.parse
 from pathlib import Path
 
 from kerasllm.data.dataset_info import DataFile, DatasetInfo
-from kerasllm.data.dataset_registry import registry
+from kerasllm.data.dataset_registry import evidence, registry
 from kerasllm.errors import InputError
 from kerasllm.files import atomic_file
 
@@ -16,14 +16,14 @@ _END = "<!-- end of table -->"
 def table() -> str:
     """Markdown: a line for each data set, and below the addresses of their files."""
     lines = [
-        "| name | what | task | language | splits | licence | checked |",
+        "| name | what | task | language | splits | licence | origin checked |",
         "|---|---|---|---|---|---|---|",
     ]
     for info in registry().values():
         splits = ", ".join(info.splits) + ("" if info.official else " (made here)")
         cells = [f"[`{info.name}`]({info.homepage})", info.title.replace("<", "&lt;"), info.task, info.language, splits]
-        lines.append("| " + " | ".join([*cells, info.licence, _checked(info)]) + " |")
-    lines += ["", "| file | bytes | compared on arrival | origin | checked |", "|---|---|---|---|---|"]
+        lines.append("| " + " | ".join([*cells, info.licence, info.origin_checked]) + " |")
+    lines += ["", "| file | bytes | compared on arrival | origin | origin checked |", "|---|---|---|---|---|"]
     seen: set[DataFile] = set()
     for info in registry().values():
         for split in info.files:
@@ -31,8 +31,9 @@ def table() -> str:
                 if file not in seen:
                     lines.append(_line(info, file))
                 seen.add(file)
+    legend = [f"* *{word}*: {meaning}." for word, meaning in evidence().items()]
     notes = [f"* `{info.name}`: {note}" for info in registry().values() for note in info.notes]
-    return "\n".join([*lines, "", *notes])
+    return "\n".join([*lines, "", *legend, "* *not checked*: nothing is known but the address.", "", *notes])
 
 
 def update(text: str) -> str:
@@ -48,17 +49,6 @@ def update(text: str) -> str:
             f"the page lacks the line {_END if begin else _BEGIN}; put the two marks where the table belongs"
         )
     return f"{before}{_BEGIN}\n\n{table()}\n\n{_END}{after}"
-
-
-def _checked(info: DatasetInfo) -> str:
-    """Whether the origins of a data set were checked, in a word."""
-    origins = [file.origin for split in info.files.values() for file in split]
-    if info.package:
-        return f"in the package {info.package}"
-    if None in origins:
-        return "no origin"
-    checked = [bool(origin and origin.evidence) for origin in origins]
-    return "yes" if all(checked) else "not checked" if not any(checked) else "in part"
 
 
 def _line(info: DatasetInfo, file: DataFile) -> str:

@@ -267,13 +267,13 @@ def _rows(info: DatasetInfo, paths: list[Path]) -> Iterator[Row]:
 
 
 def _keys(info: DatasetInfo, row: Row) -> list[bytes]:
-    """What rows of different splits must not share, apart from white space: a digest for each column."""
+    """What rows of different splits must not share: a digest for each column, of its text without white space."""
     return [_digest(column, row[column]) for column in info.identity]
 
 
 def _digest(column: str, value: Any) -> bytes:
     text = "\n".join(value) if isinstance(value, list) else str(value)
-    return hashlib.blake2b(f"{column}\n{' '.join(text.split())}".encode(), digest_size=16).digest()
+    return hashlib.blake2b(f"{column}\n{''.join(text.split())}".encode(), digest_size=16).digest()
 
 
 def _stream(info: DatasetInfo, paths: list[Path], workers: int | None) -> Iterator[tuple[Article, str]]:
@@ -306,10 +306,11 @@ def _split(info: DatasetInfo, rows: list[Row]) -> Iterator[tuple[Row, str]]:
     roots = [root(first) for first, *_ in keys]
     sizes = collections.Counter(roots)
     parts: dict[bytes, str] = {}
-    before = 0
+    filled = dict.fromkeys(("test", "validation"), 0)
     for key in sorted(sizes, key=_place):
-        parts[key] = _part(before / len(rows))
-        before += sizes[key]
+        parts[key] = next((part for part, size in filled.items() if size < _SHARE * len(rows)), "train")
+        if parts[key] in filled:
+            filled[parts[key]] += sizes[key]
     for row, key in zip(rows, roots, strict=True):
         yield row, parts[key]
 

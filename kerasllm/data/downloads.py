@@ -28,7 +28,7 @@ from kerasllm.errors import InputError
 from kerasllm.files import sha256 as sha256_of
 from kerasllm.files import write_json
 
-_CHUNK = 1 << 18  # bytes
+_CHUNK = 1 << 14  # bytes: at most as many are lost at a cut
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST_PAUSE = 60.0  # seconds
