@@ -20,7 +20,6 @@ import datetime
 import json
 import os
 import re
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ from kerasllm.data import Article, Corpus, prepare, read_articles
 from kerasllm.evaluation import KerasModel, compression_bits_per_byte, evaluate
 from kerasllm.files import atomic_file, read_json, write_json
 from kerasllm.models import LSTMLanguageModel
-from kerasllm.quickstart import device
+from kerasllm.quickstart import commit, device
 from kerasllm.text import JiebaTokenizer, Tokenizer
 
 ROOT = Path(__file__).parent.parent
@@ -180,11 +179,6 @@ def run(folder: Path, work: Path, passes: int, size: int) -> dict[str, Any]:
 
 def summary_of(tokenizer: Tokenizer) -> str:
     return f"{type(tokenizer).__name__}, {tokenizer.vocabulary_size:,} ids, lossless {tokenizer.lossless}"
-
-
-def commit() -> str | None:
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
-    return done.stdout.strip() or None
 
 
 def table(results: dict[str, Any], words: dict[str, str]) -> str:
