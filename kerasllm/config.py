@@ -158,7 +158,7 @@ class TransformerConfig(ModelConfig):
             arXiv:1810.04805: 2); 0 for none.
         embedding_norm: Whether the sum of the embeddings is normalised (BERT).
         pooler: Whether the model has BERT's pooler, a dense layer with tanh over the first token.
-        embedding_scale: Whether token embeddings are multiplied by `sqrt(hidden_dim)` (Vaswani et al. 2017, section 3.4).
+        embedding_scale: Whether embeddings of tokens are multiplied by `sqrt(hidden_dim)` (Vaswani et al. 2017, 3.4).
         tie_embeddings: Whether the output projection is the embedding table (Press and Wolf 2017, arXiv:1608.05859).
         output_bias: Whether logits have a bias, as in PyTorch's own Transformer language model and in Marian's
             checkpoints (Junczys-Dowmunt et al. 2018, arXiv:1804.00344).

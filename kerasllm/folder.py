@@ -265,9 +265,9 @@ def _verify(folder: Path) -> None:
 def _make(config: Path, dtype: str | None) -> "LanguageModel":
     """A model from its description, built without memory for its weights."""
     from kerasllm import backend
-    from kerasllm.models import HEADS, REGISTRY
+    from kerasllm.models import HEADS, REGISTRY, SEQ2SEQ
 
-    known: dict[str, Any] = {**REGISTRY, **HEADS}
+    known: dict[str, Any] = {**REGISTRY, **SEQ2SEQ, **HEADS}
     content = read_json(config)
     content = content if isinstance(content, dict) else {}
     cls = known.get(str(content.get("class")))

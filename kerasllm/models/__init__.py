@@ -1,6 +1,7 @@
 """Subclassed Keras models of the zoo."""
 
 from kerasllm.models.base import LanguageModel, variable_name
+from kerasllm.models.encoder_decoder import SEQ2SEQ, EncoderDecoder, LSTMEncoderDecoder, TransformerSeq2Seq
 from kerasllm.models.head_configs import (
     HeadConfig,
     MaskedLanguageModelConfig,
@@ -31,8 +32,11 @@ REGISTRY = BACKBONES
 __all__ = [
     "HEADS",
     "REGISTRY",
+    "SEQ2SEQ",
+    "EncoderDecoder",
     "Head",
     "HeadConfig",
+    "LSTMEncoderDecoder",
     "LSTMLanguageModel",
     "LanguageModel",
     "MaskedLanguageModel",
@@ -46,6 +50,7 @@ __all__ = [
     "TokenClassifier",
     "TokenClassifierConfig",
     "TransformerLanguageModel",
+    "TransformerSeq2Seq",
     "best_spans",
     "enable_lora",
     "load_adapters",

@@ -152,9 +152,9 @@ class LanguageModel(keras.Model):
         """`(batch, length, vocabulary_size)`."""
         return (*input_shape, self.config.vocabulary_size)
 
-    def compute_output_spec(self, tokens: Any, *_: Any, **__: Any) -> keras.KerasTensor:
+    def compute_output_spec(self, inputs: Any, *_: Any, **__: Any) -> keras.KerasTensor:
         """float32 `(batch, length, vocabulary_size)`."""
-        return keras.KerasTensor((*tokens.shape, self.config.vocabulary_size), "float32")
+        return keras.KerasTensor((*inputs.shape, self.config.vocabulary_size), "float32")
 
     def get_config(self) -> dict[str, Any]:
         """The config's fields, name and dtype policy."""
