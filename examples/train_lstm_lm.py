@@ -4,7 +4,8 @@
 
 About three minutes on two CPU cores. The default corpus is the English Wikipedia excerpt that is installed with
 kerasllm; `--corpus` takes anything `kerasllm prepare` reads (a dump, a wikiextractor folder, JSON lines, text), or a
-folder that it has made. Everything goes to `--out`, and what an earlier run left there is replaced.
+folder that it has made. Everything goes to `--out`; what an earlier run left there is replaced, unless `--resume` goes
+on with it.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from kerasllm.data import Corpus, default_corpus, load_corpus, prepare
 from kerasllm.edge import EdgeModel
 from kerasllm.evaluation import KerasModel, evaluate
 from kerasllm.models import LSTMLanguageModel
-from kerasllm.training import BestWeights, StopOnNaN, TensorBoard
+from kerasllm.training import Checkpoint, StopOnNaN, TensorBoard
 
 
 def main() -> None:
@@ -29,9 +30,8 @@ def main() -> None:
     corpus = open_corpus(args.corpus, out / "corpus", args.vocabulary_size)
     tokenizer = corpus.tokenizer
 
-    # tf.data of (inputs, targets), each int32 (batch, length): full windows, no padding.
+    # Batches of (inputs, targets), each int32 (batch, length): full windows, no padding.
     windows = {"batch_size": args.batch_size, "sequence_length": args.sequence_length}
-    training = corpus.dataset("train", **windows, seed=0)
     validation = corpus.dataset("validation", **windows)
 
     config = kerasllm.LSTMConfig(
@@ -53,11 +53,23 @@ def main() -> None:
     def sample() -> dict[str, str]:
         return {prompt: kerasllm.generate(model, tokenizer, prompt, max_new_tokens=48)}
 
-    # After Ctrl-C the `with` puts the best weights back into the model and says where they are.
-    with BestWeights(out / "best.safetensors") as best:
-        stop_early = keras.callbacks.EarlyStopping("val_loss", patience=1)
-        callbacks = [StopOnNaN(), best, stop_early, TensorBoard(out / "logs", sample=sample)]
-        model.fit(training, validation_data=validation, epochs=args.epochs, callbacks=callbacks)
+    # All of the training's state goes to the disk now and then: after Ctrl-C, a crash or kill -9, --resume goes on from
+    # there, in the middle of an epoch. The data are a function of seed and step, so they go on there, too.
+    with Checkpoint(
+        out / "checkpoints", resume=args.resume, overwrite=not args.resume, tokenizer=tokenizer
+    ) as checkpoint:
+        if not checkpoint.finished:
+            stop_early = keras.callbacks.EarlyStopping("val_loss", mode="min", patience=1)
+            watching = [StopOnNaN(checkpoint=checkpoint), stop_early, TensorBoard(out / "logs", sample=sample)]
+            model.fit(
+                corpus.dataset("train", **windows, seed=0, repeat=True, start=checkpoint.step),
+                validation_data=validation,
+                steps_per_epoch=len(corpus.dataset("train", **windows, seed=0)),
+                epochs=args.epochs,
+                initial_epoch=checkpoint.epoch,
+                callbacks=checkpoint.together_with(watching),
+            )
+        checkpoint.restore_best_weights(model)
 
     # Every token of the test articles exactly once, each seen with at least `context - stride` tokens before it.
     texts = [article.text for article in corpus.articles("test")]
@@ -97,6 +109,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sequence-length", type=int, default=128, help="tokens in a window")
     parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--precision", default="float32", choices=["float32", "mixed_bfloat16", "mixed_float16"])
+    parser.add_argument("--resume", action="store_true", help="go on where an interrupted run stopped")
     parser.add_argument("--out", default="runs/lstm-example")
     return parser.parse_args()
 

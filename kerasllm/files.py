@@ -16,6 +16,8 @@ from typing import IO, Any
 
 from kerasllm.errors import InputError
 
+_TEMPORARY, _OLD = ".tmp", ".old"
+
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
@@ -31,7 +33,7 @@ def atomic_file(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[A
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     text = {"encoding": "utf-8", "newline": "\n"} if "b" not in mode else {}
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent)
     try:
         with os.fdopen(handle, mode, **text) as file:  # type: ignore[call-overload]
             yield file
@@ -65,18 +67,36 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
     if path.exists() and not overwrite and any(path.iterdir()):
         raise InputError(f"{path}: exists already; choose another output or pass overwrite (--overwrite)")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent))
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync_file(file)
+        for file in [*temporary.rglob("*"), temporary]:
+            _sync_file(file)
         temporary.chmod(0o777 & ~umask())
         _swap(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_folder(path.parent)
+
+
+def remove_folder(path: str | os.PathLike[str]) -> None:
+    """Remove a folder so that a reader finds all of it or nothing."""
+    path = Path(path)
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_OLD, dir=path.parent))
+    path.replace(old / path.name)
+    _sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def clear_remains(folder: str | os.PathLike[str], name: str) -> None:
+    """Remove what a killed process left when it wrote or removed things called `name` (a glob pattern) in a folder.
+
+    Only for whoever knows that nobody is writing there.
+    """
+    for suffix in (_TEMPORARY, _OLD):
+        for path in Path(folder).glob(f".{name}.*{suffix}"):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
@@ -112,7 +132,7 @@ def _swap(temporary: Path, path: Path) -> None:
     if not path.exists():
         temporary.replace(path)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_OLD, dir=path.parent))
     path.replace(old / path.name)
     try:
         temporary.replace(path)

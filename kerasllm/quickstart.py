@@ -23,8 +23,9 @@ from kerasllm.files import sha256, write_json
 from kerasllm.folder import CARD, MODEL
 from kerasllm.models import LanguageModel
 from kerasllm.training import plot_curves
-from kerasllm.training.fit import TrainingOptions, train
+from kerasllm.training.fit import train
 from kerasllm.training.job import make_model, sample_prompts
+from kerasllm.training.options import TrainingOptions
 
 MODELS = {"lstm": "lstm_quickstart", "transformer": "transformer_quickstart"}
 """Name of each model's folder, and its preset."""

@@ -1,20 +1,16 @@
 """Callbacks and curves: on tiny Keras models over integers; event files are read back with TensorBoard's own reader."""
 
 import math
-import os
-import signal
-import time
 
 import keras
 import numpy as np
 import pytest
-import safetensors.numpy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from kerasllm.errors import InputError
+from kerasllm.folder import read_weights, write_weights
 from kerasllm.metrics import Perplexity
-from kerasllm.training import BestWeights, StopOnNaN, TensorBoard, plot_curves
-from kerasllm.training.callbacks import read_weights, write_weights
+from kerasllm.training import StopOnNaN, TensorBoard, plot_curves
 
 SIZE = 11
 
@@ -166,102 +162,24 @@ def test_tensorboard_graph_of_other_inputs_is_a_warning(tmp_path):
     assert scalars(events(tmp_path / "train"), "steps/loss")[0]
 
 
-def test_best_weights_keeps_and_restores_the_best(tmp_path):
-    path = tmp_path / "runs" / "best.safetensors"
-    model, seen = tiny_model(learning_rate=0.5), []
-    record = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(values(model)))
-    best = BestWeights(path)
-    losses = fit(model, [record, best], epochs=12).history["val_loss"]
-    index = int(np.argmin(losses))
-    assert best.best_epoch == index + 1
-    assert best.best == losses[index]
-    stored = safetensors.numpy.load_file(path)
-    assert stored.keys() == values(model).keys()
-    for name, value in values(model).items():
-        np.testing.assert_array_equal(value, seen[index][name])
-        np.testing.assert_array_equal(value, stored[name])
-    assert [file.name for file in path.parent.iterdir()] == ["best.safetensors"]
-
-
-def test_best_weights_resumes_its_record(tmp_path):
-    path = tmp_path / "best.safetensors"
-    fit(tiny_model(), [BestWeights(path)])
-    content = path.read_bytes()
-    worse = BestWeights(path, resume=True)
-    fit(tiny_model(learning_rate=0.0), [worse], epochs=1)
-    assert path.read_bytes() == content
-    assert worse.best_epoch == 3
-    with pytest.raises(InputError, match="records no loss"):
-        fit(tiny_model(), [BestWeights(path, "loss", resume=True)])
-
-
-def test_best_weights_names_what_can_be_monitored(tmp_path):
-    with pytest.raises(InputError, match="val_loss: .*loss, perplexity.* pass validation_data"):
-        tiny_model().fit(*data(), verbose=0, callbacks=[BestWeights(tmp_path / "best.safetensors")])
-
-
-@pytest.mark.parametrize("really", [False, True], ids=["raised", "signal"])
-def test_ctrl_c_keeps_the_best_weights_and_says_where(tmp_path, capsys, really):
-    path, model, seen = tmp_path / "best.safetensors", tiny_model(), []
-
-    def interrupt():
-        seen.append(path.read_bytes())
-        if really:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.1)  # Python runs the handler at the next instruction
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), BestWeights(path) as best:
-        fit(model, [best, At(2, 1, interrupt)], epochs=5)
-    assert best.best_epoch == 2
-    assert path.read_bytes() == seen[0]
-    for name, value in safetensors.numpy.load_file(path).items():
-        np.testing.assert_array_equal(value, values(model)[name])
-    message = capsys.readouterr().err
-    assert str(path) in message
-    assert f"val_loss {best.best:.4f}, epoch 2" in message
-
-
-def test_ctrl_c_in_the_first_epoch(tmp_path, capsys):
-    def interrupt():
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt), BestWeights(tmp_path / "best.safetensors") as best:
-        fit(tiny_model(), [best, At(0, 1, interrupt)])
-    assert "no weights were written" in capsys.readouterr().err
-    assert not any(tmp_path.iterdir())
-
-
-def test_nan_stops_with_step_and_remedy(tmp_path):
-    path, model = tmp_path / "best.safetensors", tiny_model(learning_rate=0.01)
+def test_nan_stops_with_step_and_remedy():
+    model = tiny_model(learning_rate=0.01)
 
     def poison():
         model.weights[0].assign(np.full(model.weights[0].shape, np.nan))
 
-    best = BestWeights(path)
     with pytest.raises(InputError, match=r"loss is nan at step 7 \(epoch 2, batch 3\): lower .* \(now 0.01\)"):
-        fit(model, [best, At(1, 1, poison), StopOnNaN()])
-    assert best.best_epoch == 1
-    assert all(np.isfinite(value).all() for value in safetensors.numpy.load_file(path).values())
+        fit(model, [At(1, 1, poison), StopOnNaN()])
 
 
-def test_nan_of_validation_alone(tmp_path):
+def test_nan_of_validation_alone():
     model = tiny_model()
 
     def poison():
         model.weights[0].assign(np.full(model.weights[0].shape, np.inf))
 
-    best = BestWeights(tmp_path / "best.safetensors")
     with pytest.raises(InputError, match="val_loss is nan at step 8 .*validation"):
-        fit(model, [best, At(1, 3, poison), StopOnNaN()])
-    assert best.best_epoch == 1
-
-
-def test_early_stopping_works_beside_them(tmp_path):
-    best = BestWeights(tmp_path / "best.safetensors")
-    stopping = keras.callbacks.EarlyStopping("val_loss", patience=2)
-    history = fit(tiny_model(learning_rate=1.0), [StopOnNaN(), best, stopping], epochs=60).history
-    assert len(history["loss"]) == best.best_epoch + 2 < 60
+        fit(model, [At(1, 3, poison), StopOnNaN()])
 
 
 def test_weights_in_bfloat16_and_scalars(tmp_path):

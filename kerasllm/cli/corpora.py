@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from kerasllm.cli.group import COUNT, NATURAL, POSITIVE, SHARE, cli, examples, json_option, overwrite_option
+from kerasllm.cli.group import COUNT, NATURAL, POSITIVE, SHARE, Number, cli, examples, json_option, overwrite_option
 
 
 @cli.command(
@@ -62,18 +62,38 @@ def prepare(source: str, out: str, as_json: bool, **options: Any) -> None:
 @cli.command(
     epilog=examples(
         "kerasllm train corpora/excerpt --model transformer_quickstart --out runs/mine --epochs 2",
+        "kerasllm train corpora/excerpt --model transformer_quickstart --out runs/mine --epochs 2 --resume",
         "kerasllm train corpora/enwiki --model my-model.json --out runs/large --json > result.json",
     )
 )
 @click.argument("corpus")
 @click.option("--model", "model_name", required=True, help="A preset, or a JSON file with `class` and `config`.")
-@click.option(
-    "--out", required=True, help="Folder for the model folder `model/`, the best weights and TensorBoard logs."
-)
+@click.option("--out", required=True, help="Folder for the model folder `model/`, `checkpoints/` and TensorBoard logs.")
+@click.option("--resume", is_flag=True, help="Go on where the same command was interrupted; begin if it was not.")
 @click.option("--epochs", default=3.0, type=POSITIVE, show_default=True, help="Times the training tokens are seen.")
 @click.option("--batch-size", default=16, type=COUNT, show_default=True, help="Windows in a step.")
 @click.option("--sequence-length", default=128, type=COUNT, show_default=True, help="Tokens in a window.")
 @click.option("--learning-rate", default=3e-3, type=POSITIVE, show_default=True, help="Peak of the schedule.")
+@click.option(
+    "--schedule",
+    default="cosine",
+    show_default=True,
+    type=click.Choice(["cosine", "linear", "step", "constant"]),
+    help="Of the learning rate, after the warm-up.",
+)
+@click.option("--warm-up", default=0.05, type=SHARE, show_default=True, help="Share of steps in which it rises.")
+@click.option("--weight-decay", default=0.01, type=Number(min=0), show_default=True, help="Of AdamW.")
+@click.option("--clip-norm", default=1.0, type=Number(min=0), show_default=True, help="Largest gradient norm; 0: none.")
+@click.option(
+    "--gradient-accumulation", default=1, type=COUNT, show_default=True, help="Steps whose mean makes one update."
+)
+@click.option(
+    "--average", default=0.0, type=SHARE, show_default=True, help="Momentum of averaged weights; 0: no average."
+)
+@click.option("--carry-state", is_flag=True, help="LSTMs go on from window to window instead of from zeros.")
+@click.option(
+    "--skip-nonfinite", default=0, type=NATURAL, show_default=True, help="Steps to leave out at most if they give NaN."
+)
 @click.option("--evaluations", default=6, type=COUNT, show_default=True, help="Validations during the training.")
 @click.option(
     "--patience", default=2, type=COUNT, show_default=True, help="Validations without progress before training ends."
@@ -86,11 +106,15 @@ def prepare(source: str, out: str, as_json: bool, **options: Any) -> None:
     type=click.Choice(["float32", "mixed_bfloat16", "mixed_float16"]),
     help="Dtype policy.",
 )
+@click.option("--deterministic", is_flag=True, help="The same result bit for bit, interrupted or not; slower.")
+@click.option("--save-every", type=COUNT, help="Steps between checkpoints; by default as often as costs at most 2 %.")
+@click.option("--keep", default=2, type=COUNT, show_default=True, help="Newest checkpoints to keep, besides the best.")
 @overwrite_option
 @json_option
 def train(corpus: str, model_name: str, out: str, as_json: bool, **options: Any) -> None:
     """Train a model on CORPUS, a folder that `kerasllm prepare` made.
 
+    Ctrl-C and SIGTERM write a checkpoint; the same command with --resume goes on from there, in the middle of an epoch.
     With --json the progress goes to standard error, and the object has the model folder and the last value of every
     figure in `history.json`.
     """

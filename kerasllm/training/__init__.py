@@ -4,10 +4,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _NAMES = {
-    "BestWeights": "callbacks",
+    "AveragedWeights": "averages",
+    "Checkpoint": "checkpoint",
     "StopOnNaN": "callbacks",
     "TensorBoard": "tensorboard",
-    "TrainingOptions": "fit",
+    "TrainingOptions": "options",
+    "WarmUp": "options",
+    "make_deterministic": "fit",
     "make_model": "job",
     "plot_curves": "curves",
     "train": "fit",
@@ -18,13 +21,16 @@ __all__ = [*_NAMES]
 
 if TYPE_CHECKING:
     # What the lazy index hides from type checkers.
-    from kerasllm.training.callbacks import BestWeights as BestWeights
+    from kerasllm.training.averages import AveragedWeights as AveragedWeights
     from kerasllm.training.callbacks import StopOnNaN as StopOnNaN
+    from kerasllm.training.checkpoint import Checkpoint as Checkpoint
     from kerasllm.training.curves import plot_curves as plot_curves
-    from kerasllm.training.fit import TrainingOptions as TrainingOptions
+    from kerasllm.training.fit import make_deterministic as make_deterministic
     from kerasllm.training.fit import train as train
     from kerasllm.training.job import make_model as make_model
     from kerasllm.training.job import train_to_folder as train_to_folder
+    from kerasllm.training.options import TrainingOptions as TrainingOptions
+    from kerasllm.training.options import WarmUp as WarmUp
     from kerasllm.training.tensorboard import TensorBoard as TensorBoard
 
 

@@ -1,135 +1,84 @@
-"""Callbacks that keep the best weights and stop a training that has diverged."""
+"""A callback that watches the loss."""
 
 import math
-import os
 import sys
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import keras
-import safetensors
+import numpy as np
 
 from kerasllm.errors import InputError
-from kerasllm.folder import read_weights, write_weights
+from kerasllm.training.checkpoint import Checkpoint
 
-
-class BestWeights(keras.callbacks.Callback):
-    """Keep the weights of the epoch with the lowest validation loss in a file, and give them back at the end.
-
-    The file is written whenever an epoch is the best so far, in one step: at any moment it is complete. It is a
-    safetensors file whose tensors are named by variable path (without the model's own name). Stop early with
-    `keras.callbacks.EarlyStopping`.
-
-    Keras calls no callback when `fit` is interrupted, so wrap `fit` to be told what is left after Ctrl-C:
-
-        with BestWeights("runs/lstm/best.safetensors") as best:
-            model.fit(training, validation_data=validation, callbacks=[best])
-
-    When `fit` fails or is interrupted inside the block, the best weights go back into the model, the place of the file
-    is printed (standard error), and the exception goes on.
-
-    Args:
-        path: The file; one from an earlier run is replaced when the first epoch ends.
-        monitor: Name in the logs of the figure to minimise.
-        restore: Put the best weights back into the model when training ends.
-        resume: Start from the figure recorded in an existing file, so that only a better epoch replaces it.
-
-    Attributes:
-        best: The lowest figure so far, or infinity.
-        best_epoch: Its epoch, counted from 1, or None.
-    """
-
-    def __init__(
-        self,
-        path: str | os.PathLike[str],
-        monitor: str = "val_loss",
-        *,
-        restore: bool = True,
-        resume: bool = False,
-    ) -> None:
-        super().__init__()
-        self.path = Path(path)
-        self.monitor = monitor
-        self.restore = restore
-        self.resume = resume
-        self.best = math.inf
-        self.best_epoch: int | None = None
-
-    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Forget an earlier training, or take up its record."""
-        self.best, self.best_epoch = math.inf, None
-        if self.resume and self.path.exists():
-            self.best, self.best_epoch = self._record()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Write the weights if this epoch is the best.
-
-        Raises:
-            InputError: The logs have no such figure.
-        """
-        logs = logs or {}
-        if self.monitor not in logs:
-            raise InputError(
-                f"{self.monitor}: not among what this training measures ({', '.join(logs)}); "
-                "pass validation_data to fit, or BestWeights(monitor=...) one of these names"
-            )
-        value = float(logs[self.monitor])
-        if value < self.best:  # never true for NaN
-            write_weights(self.model, self.path, {self.monitor: repr(value), "epoch": str(epoch + 1)})
-            self.best, self.best_epoch = value, epoch + 1
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Put the best weights back."""
-        if self.restore and self.best_epoch is not None:
-            read_weights(self.model, self.path)
-
-    def __enter__(self) -> "BestWeights":
-        """Watch the block for interruptions."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """After an interruption: restore, and say what is left."""
-        if kind is None:
-            return
-        if self.best_epoch is None:
-            print("Training stopped before an epoch was complete: no weights were written.", file=sys.stderr)
-            return
-        self.on_train_end()
-        print(
-            f"Training stopped. The best weights ({self.monitor} {self.best:.4f}, epoch {self.best_epoch}) are in "
-            f"{self.path}",
-            file=sys.stderr,
-        )
-
-    def _record(self) -> tuple[float, int]:
-        with _opened(self.path) as file:
-            metadata = file.metadata() or {}
-        if self.monitor not in metadata:
-            raise InputError(f"{self.path}: records no {self.monitor}; pass another path or resume=False")
-        return float(metadata[self.monitor]), int(metadata["epoch"])
+_LEAST = 1.0
+"""Reference of an explosion at least, in nats: a fine-tuned model may begin with a loss of nearly nothing."""
 
 
 class StopOnNaN(keras.callbacks.Callback):
-    """Stop with an error as soon as the loss is not a finite number; what was saved before stays as it is."""
+    """Stop with an error as soon as the loss is not a finite number, or explodes.
 
-    def __init__(self) -> None:
+    Args:
+        skip: Such batches to leave out first. The optimizer must leave them out, too: compile with
+            `keras.optimizers.LossScaleOptimizer` (`TrainingOptions.skip_nonfinite` does).
+        explosion: A batch's loss of more than so many times the first batch's (or 1 nat, if that was less) is an
+            explosion; `None` lets it be.
+        checkpoint: Names the last good checkpoint in the error.
+
+    Attributes:
+        skipped: Batches left out so far.
+    """
+
+    def __init__(self, *, skip: int = 0, explosion: float | None = 10.0, checkpoint: Checkpoint | None = None) -> None:
         super().__init__()
-        self._epoch = 0
+        self.skip, self.explosion, self.checkpoint = skip, explosion, checkpoint
+        self.skipped = 0
+        self._first: float | None = None  # loss of the first batch
+        self._sums = 0.0, 0.0  # of the loss in this epoch, before the batch
+        self._metrics: list[np.ndarray] = []  # after the last good batch
+        self._epoch = self._batch = 0
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note the epoch, for the message."""
-        self._epoch = epoch
+    def get_state(self) -> dict[str, Any]:
+        """For checkpoints."""
+        state = {"skipped": self.skipped, "first": self._first, "sums": list(self._sums), "batch": self._batch}
+        return {**state, "metrics": self._metrics} if self._metrics else state
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Check the training loss.
+    def set_state(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self.skipped, self._first, self._batch = state["skipped"], state["first"], state["batch"]
+        self._sums = state["sums"][0], state["sums"][1]
+        self._metrics = state.get("metrics", [])
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Forget an earlier training.
 
         Raises:
-            InputError: It is not finite.
+            InputError: Batches shall be left out, but the optimizer leaves out none.
         """
-        self._check("loss", (logs or {}).get("loss", 0.0), f"batch {batch + 1}")
+        self.skipped, self._first = 0, None
+        if self.skip and not isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer):
+            raise InputError(
+                f"StopOnNaN(skip={self.skip}): {self.model.optimizer.name} applies gradients that are no numbers; "
+                "compile with keras.optimizers.LossScaleOptimizer(optimizer, initial_scale=1.0)"
+            )
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note the epoch, for the message; `fit` has just reset the metrics."""
+        self._epoch, self._batch, self._sums, self._metrics = epoch, 0, (0.0, 0.0), []
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Check the loss of the batches since the last look.
+
+        Raises:
+            InputError: It is not finite, or explodes.
+        """
+        self._batch += self.model.steps_per_execution
+        mean = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(mean):
+            self._stop_or_skip("loss", mean, f"batch {self._batch}")
+        elif self.explosion is not None:
+            self._check_explosion(mean)
+        if self.skip and math.isfinite(mean):
+            self._metrics = [np.array(keras.ops.convert_to_numpy(v)) for v in self.model.metrics_variables]
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Check the validation loss.
@@ -137,23 +86,45 @@ class StopOnNaN(keras.callbacks.Callback):
         Raises:
             InputError: It is not finite.
         """
-        self._check("val_loss", (logs or {}).get("val_loss", 0.0), "validation")
+        value = float((logs or {}).get("val_loss", 0.0))
+        if not math.isfinite(value):
+            raise InputError(self._message("val_loss", f"is {value}", "validation"))
 
-    def _check(self, name: str, value: Any, place: str) -> None:
-        if math.isfinite(float(value)):
+    def _check_explosion(self, mean: float) -> None:
+        tracker = self.model.metrics[0] if self.model.metrics else None
+        if not isinstance(tracker, keras.metrics.Mean):
             return
-        optimizer = self.model.optimizer
-        rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
-        raise InputError(
-            f"{name} is {float(value)} at step {int(optimizer.iterations)} (epoch {self._epoch + 1}, {place}): "
-            f"lower the learning rate (now {rate:.3g}) or clip the gradients (global_clipnorm=1.0)"
+        sums = float(tracker.total), float(tracker.count)
+        weight = sums[1] - self._sums[1]
+        loss = (sums[0] - self._sums[0]) / weight if weight > 0 else mean
+        self._sums = sums
+        if self._first is None:
+            self._first = loss
+        limit = (self.explosion or math.inf) * max(self._first, _LEAST)
+        if loss > limit:
+            what = f"is {loss:.4g}, more than {self.explosion:g} times what it was at first,"
+            raise InputError(self._message("loss", what, f"batch {self._batch}"))
+
+    def _stop_or_skip(self, name: str, value: float, place: str) -> None:
+        if self.skipped >= self.skip:
+            raise InputError(self._message(name, f"is {value}", place))
+        self.skipped += 1
+        for variable, before in zip(self.model.metrics_variables, self._metrics, strict=False):
+            variable.assign(before)
+        if not self._metrics:
+            self.model.reset_metrics()
+        print(
+            f"\n{name} is {value} (epoch {self._epoch + 1}, {place}): left out, {self.skipped} of at most {self.skip}",
+            file=sys.stderr,
         )
 
-
-def _opened(path: Path) -> Any:
-    try:
-        return safetensors.safe_open(path, framework="numpy")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: is not a safetensors file ({error}); write it anew") from None
+    def _message(self, name: str, what: str, place: str) -> str:
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+        good = self.checkpoint.newest if self.checkpoint else None
+        step = self.checkpoint.step + self.model.steps_per_execution if self.checkpoint else int(optimizer.iterations)
+        return (
+            f"{name} {what} at step {step} (epoch {self._epoch + 1}, {place}): "
+            f"lower the learning rate (now {rate:.3g}) or clip the gradients (global_clipnorm=1.0)"
+            + (f"; the last good checkpoint is {good}" if good else "")
+        )

@@ -1,6 +1,5 @@
 """Training on a prepared corpus: plain `compile` and `fit` with the callbacks of this room."""
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Sequence
@@ -14,42 +13,14 @@ from kerasllm.errors import InputError
 from kerasllm.generation import generate
 from kerasllm.models import LanguageModel
 from kerasllm.text import Tokenizer
-from kerasllm.training.callbacks import BestWeights, StopOnNaN
+from kerasllm.training.averages import AveragedWeights
+from kerasllm.training.callbacks import StopOnNaN
+from kerasllm.training.checkpoint import Checkpoint
+from kerasllm.training.options import TrainingOptions, optimizer
 from kerasllm.training.tensorboard import TensorBoard
 
-BEST = "best.safetensors"
-"""Name of the file with a training's best weights."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingOptions:
-    """How to train.
-
-    Attributes:
-        epochs: Times the training tokens are seen, a fraction allowed.
-        batch_size: Windows in a step.
-        sequence_length: Tokens in a window.
-        learning_rate: Peak of the schedule: linear warm-up over the first twentieth of the steps, then a cosine to a
-            tenth (Loshchilov and Hutter 2017, arXiv:1608.03983).
-        weight_decay: Of AdamW.
-        evaluations: Validations, spread evenly; each may end the training early or keep the weights.
-        patience: Validations without progress before training ends.
-        seed: Of the order of windows, and of everything random when the caller sets Keras' seed to it.
-    """
-
-    epochs: float = 3.0
-    batch_size: int = 16
-    sequence_length: int = 128
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.01
-    evaluations: int = 6
-    patience: int = 2
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "sequence_length", "learning_rate", "evaluations", "patience"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be positive, received {getattr(self, name)}")
+CHECKPOINTS = "checkpoints"
+"""Name of the folder of a training's checkpoints."""
 
 
 def train(
@@ -58,6 +29,7 @@ def train(
     folder: str | os.PathLike[str],
     options: TrainingOptions | None = None,
     *,
+    resume: bool = False,
     prompts: Sequence[str] = (),
     verbose: Any = "auto",
 ) -> dict[str, list[float]]:
@@ -66,8 +38,10 @@ def train(
     Args:
         model: A language model; it is compiled here.
         corpus: A prepared corpus.
-        folder: Where `best.safetensors` and `logs/` for TensorBoard go; those of an earlier training are removed.
+        folder: Where `checkpoints/`, and `logs/` for TensorBoard go; those of an earlier training are removed unless
+            `resume` is true.
         options: How to train.
+        resume: Go on from the newest checkpoint, in the middle of an epoch if need be; begin where there is none.
         prompts: Continued after each validation, as text in TensorBoard.
         verbose: As in `fit`.
 
@@ -75,46 +49,100 @@ def train(
         The history of `fit`, a value for each validation, with `tokens` seen by then.
 
     Raises:
-        InputError: The corpus does not fit the model or is too short, the model is bidirectional, or the loss is not a
-            number.
+        InputError: The corpus does not fit the model or is too short, the model is bidirectional, the loss is not a
+            number, or what is to be resumed was begun with other data or options.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was written.
+        SystemExit: SIGTERM, with exit code 143; a checkpoint was written.
     """
     options = options or TrainingOptions()
     _check(model, corpus, options)
-    shape: dict[str, Any] = {"batch_size": options.batch_size, "sequence_length": options.sequence_length}
-    training = corpus.dataset("train", **shape, seed=options.seed, repeat=True)
-    validation = corpus.dataset("validation", **shape)
+    if options.deterministic:
+        make_deterministic()
     tokens_per_step = options.batch_size * options.sequence_length
     steps = max(1, round(options.epochs * len(corpus.tokens("train")) / tokens_per_step))
     evaluations = min(options.evaluations, steps)
-    if not model.built:
-        model.build()
-    model.compile(optimizer=optimizer(options, steps))
-    folder = _cleared(Path(folder))
-
-    with BestWeights(folder / BEST) as best:
-        history = model.fit(
-            training,
-            validation_data=validation,
-            epochs=evaluations,
-            steps_per_epoch=steps // evaluations,
-            shuffle=False,  # the windows are
-            verbose=verbose,
-            callbacks=[
-                StopOnNaN(),
-                best,
-                keras.callbacks.EarlyStopping("val_loss", patience=options.patience),
-                TensorBoard(folder / "logs", sample=lambda: _continued(model, corpus.tokenizer, prompts)),
-            ],
-        ).history
+    with Checkpoint(
+        Path(folder) / CHECKPOINTS,
+        resume=resume,
+        overwrite=not resume,
+        every=options.save_every,
+        keep=options.keep,
+        tokenizer=corpus.tokenizer,
+        identity={"options": options.identity(), "data": _identity(corpus)},
+    ) as checkpoint:
+        if checkpoint.finished:
+            checkpoint.restore_best_weights(_built(model))
+        else:
+            if not checkpoint.step:  # TensorBoard would draw two trainings as one
+                shutil.rmtree(Path(folder) / "logs", ignore_errors=True)
+            _prepare(model, options, steps)
+            training, validation = _datasets(corpus, options, checkpoint.step)
+            samples = TensorBoard(Path(folder) / "logs", sample=lambda: _continued(model, corpus.tokenizer, prompts))
+            watching = [
+                StopOnNaN(skip=options.skip_nonfinite, checkpoint=checkpoint),
+                keras.callbacks.EarlyStopping("val_loss", mode="min", patience=options.patience),
+                samples,
+                *([AveragedWeights()] if options.average else []),
+            ]
+            model.fit(
+                training,
+                validation_data=validation,
+                epochs=evaluations,
+                initial_epoch=checkpoint.epoch,
+                steps_per_epoch=steps // evaluations,
+                shuffle=False,  # the windows are
+                verbose=verbose,
+                callbacks=checkpoint.together_with(watching),
+            )
+            if options.carry_state:
+                model.carry_state(None)
+        history = checkpoint.history
     seen = range(1, len(history["loss"]) + 1)
     return {**history, "tokens": [float(n * (steps // evaluations) * tokens_per_step) for n in seen]}
 
 
-def _cleared(folder: Path) -> Path:
-    """The folder without an earlier training: an interruption would find its weights, TensorBoard draw both as one."""
-    (folder / BEST).unlink(missing_ok=True)
-    shutil.rmtree(folder / "logs", ignore_errors=True)
-    return folder
+def make_deterministic() -> None:
+    """Let TensorFlow compute the same bits each time, which is slower and switches XLA off.
+
+    Set Keras' seed (`keras.utils.set_random_seed`) before the model is made. The promise is for one machine with one
+    number of threads and one version of each library.
+    """
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+
+
+def _built(model: LanguageModel) -> LanguageModel:
+    if not model.built:
+        model.build()
+    return model
+
+
+def _prepare(model: LanguageModel, options: TrainingOptions, steps: int) -> None:
+    """Build and compile."""
+    _built(model)
+    if options.carry_state:
+        if not hasattr(model, "carry_state"):
+            raise InputError(f"carry_state: a {type(model).__name__} has no state to carry; leave it out")
+        model.carry_state(options.batch_size)
+    scaled = model.dtype_policy.name == "mixed_float16"
+    model.compile(optimizer=optimizer(options, steps, scaled=scaled))
+
+
+def _datasets(corpus: Corpus, options: TrainingOptions, start: int) -> tuple[Any, Any]:
+    """Training data from a step on, and validation data."""
+    shape: dict[str, Any] = {"batch_size": options.batch_size, "sequence_length": options.sequence_length}
+    shape["columns"] = options.carry_state
+    seed = None if options.carry_state else options.seed
+    return corpus.dataset("train", **shape, seed=seed, repeat=True, start=start), corpus.dataset("validation", **shape)
+
+
+def _identity(corpus: Corpus) -> dict[str, Any]:
+    """What makes a corpus this one and no other: the SHA-256 of its tokens, and its tokenizer."""
+    files = corpus.manifest["files"]
+    hashes = {name: entry["sha256"] for name, entry in files.items() if name.endswith(".tokens")}
+    return {**hashes, "tokenizer": corpus.manifest["tokenizer"]["fingerprint"]}
 
 
 def _continued(
@@ -153,21 +181,3 @@ def _check(model: LanguageModel, corpus: Corpus, options: TrainingOptions) -> No
     limit = model.max_sequence_length
     if limit is not None and options.sequence_length > limit:
         raise InputError(f"sequence_length {options.sequence_length} is more than the model's {limit}; lower it")
-
-
-def optimizer(options: TrainingOptions, steps: int) -> keras.optimizers.Optimizer:
-    """AdamW with warm-up, cosine decay and the global gradient norm clipped to 1.
-
-    Args:
-        options: Learning rate and weight decay.
-        steps: Length of the schedule.
-    """
-    warm_up = max(1, steps // 20)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=options.learning_rate / warm_up,
-        warmup_target=options.learning_rate,
-        warmup_steps=warm_up,
-        decay_steps=max(1, steps - warm_up),
-        alpha=0.1,
-    )
-    return keras.optimizers.AdamW(schedule, weight_decay=options.weight_decay, global_clipnorm=1.0)

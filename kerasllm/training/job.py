@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from kerasllm.errors import InputError
 from kerasllm.files import read_json, write_json
 from kerasllm.models import REGISTRY, LanguageModel
 from kerasllm.presets import PRESETS
-from kerasllm.training.fit import BEST, TrainingOptions, train
+from kerasllm.training.fit import train
+from kerasllm.training.options import TrainingOptions
 
 
 def train_to_folder(
@@ -24,49 +24,42 @@ def train_to_folder(
     *,
     precision: str = "float32",
     overwrite: bool = False,
+    resume: bool = False,
     **options: Any,
 ) -> Path:
     """Train a model and save it.
 
     Args:
-        corpus: Folder of a prepared corpus.
+        corpus: Folder of a prepared corpus; its tokens are compared with their SHA-256 first.
         model_name: A preset, or a JSON file with `class` and `config`; the vocabulary size is the corpus'.
-        out: Gets the model folder `model/`, `best.safetensors`, `history.json` and `logs/`.
+        out: Gets the model folder `model/`, `checkpoints/`, `history.json` and `logs/`.
         precision: Dtype policy.
-        overwrite: Go on where `out` exists; its model and best weights are replaced.
+        overwrite: Begin anew where `out` exists; checkpoints are removed, the model is replaced in the end.
+        resume: Go on where a training with the same arguments was interrupted, or begin.
         **options: Of `TrainingOptions`.
 
     Returns:
         The model folder.
 
     Raises:
-        InputError: The corpus, the model or an option is wrong, or `out` exists.
-        KeyboardInterrupt: Ctrl-C; the best weights so far are saved first, where there are any.
+        InputError: The corpus, the model or an option is wrong, `out` exists, or differs from what is to be resumed.
+        KeyboardInterrupt: Ctrl-C; a checkpoint was written.
+        SystemExit: SIGTERM, with exit code 143; a checkpoint was written.
     """
     out = Path(out)
-    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists already; choose another --out or pass --overwrite")
+    if out.exists() and not (overwrite or resume) and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(
+            f"{out}: exists already; choose another --out, pass --resume to go on with it or --overwrite to replace it"
+        )
+    if overwrite and resume:
+        raise InputError("overwrite and resume contradict each other; pass one of them")
     settings = TrainingOptions(**options)
-    prepared = load_corpus(corpus)
+    prepared = load_corpus(corpus, verify=True)
     keras.utils.set_random_seed(settings.seed)
     model = make_model(model_name, prepared.tokenizer.vocabulary_size, precision)
-    target = out / model_folder.MODEL
-    earlier = _written(out / BEST)
-    try:
-        history = train(model, prepared, out, settings, prompts=sample_prompts(prepared))
-    except KeyboardInterrupt:
-        if _written(out / BEST) not in (None, earlier):
-            model_folder.save(model, prepared.tokenizer, target, overwrite=True)
-            (out / "history.json").unlink(missing_ok=True)  # that of the model before
-            print(f"A model folder with them is in {target}", file=sys.stderr)
-        raise
+    history = train(model, prepared, out, settings, resume=resume, prompts=sample_prompts(prepared))
     write_json(out / "history.json", {"options": dataclasses.asdict(settings), "history": history})
-    return model_folder.save(model, prepared.tokenizer, target, overwrite=True)
-
-
-def _written(path: Path) -> int | None:
-    """When a file was written, in nanoseconds; None where there is none."""
-    return path.stat().st_mtime_ns if path.exists() else None
+    return model_folder.save(model, prepared.tokenizer, out / model_folder.MODEL, overwrite=True)
 
 
 def make_model(name: str, vocabulary_size: int, precision: str = "float32") -> LanguageModel:

@@ -14,6 +14,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorboard.compat.proto import event_pb2
 
 from kerasllm.metrics import Perplexity
 
@@ -64,21 +65,38 @@ class TensorBoard(keras.callbacks.Callback):
         self.inputs = inputs
         self._writers: dict[str, Any] = {}
         self._window = _Window()
+        self._batches = 0
         self._compiled = False
 
+    def get_state(self) -> dict[str, Any]:
+        """For checkpoints: what the next entry starts from."""
+        window = self._window
+        return {"since": self._batches - window.batches, "loss": list(window.loss), "nll": list(window.nll)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """From a checkpoint."""
+        self._window = _Window(-state["since"])
+        self._window.loss, self._window.nll = tuple(state["loss"]), tuple(state["nll"])
+
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Write the graph."""
+        """Forget an earlier training."""
         self._compiled = False
-        if self.write_graph and keras.backend.backend() == "tensorflow":
-            self._write_graph()
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Start counting: Keras has just reset the metrics."""
-        self._window = _Window()
+        self._window, self._batches = _Window(), 0
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Begin to write, now that a checkpoint has put its state back."""
+        if not self._writers:
+            self._writer("train")
+            if self.write_graph and keras.backend.backend() == "tensorflow":
+                self._write_graph()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Write what the steps since the last entry did."""
         first, self._compiled = not self._compiled, True
+        self._batches = batch + 1
         if not first and (batch + 1 - self._window.batches) < self.update_freq:
             return
         now = _Window.of(self.model, batch + 1)
@@ -113,7 +131,12 @@ class TensorBoard(keras.callbacks.Callback):
     def _writer(self, run: str) -> Any:
         if run not in self._writers:
             # 10 s instead of 2 min: a page that is open keeps up, and an interrupted run is complete but for 10 s
-            self._writers[run] = tf.summary.create_file_writer(str(self.log_dir / run), flush_millis=10_000)
+            writer = tf.summary.create_file_writer(str(self.log_dir / run), flush_millis=10_000)
+            # Entries of steps that an interrupted training had done, and that are done again, vanish from the charts.
+            start = event_pb2.Event(step=self._step() + 1, wall_time=time.time())
+            start.session_log.status = event_pb2.SessionLog.START
+            tf.raw_ops.ImportEvent(writer=writer._resource, event=start.SerializeToString())
+            self._writers[run] = writer
         return self._writers[run]
 
     def _write_scalars(self, run: str, group: str, scalars: Mapping[str, float], step: int) -> None:
