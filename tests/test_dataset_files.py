@@ -77,6 +77,9 @@ def test_data_folder_before_cache_before_origin(server, folders, register):
     (data / "sub").mkdir()
     (data / "sub" / "a.tsv").write_bytes(ROWS)
     assert dataset_paths("mine") == [data / "sub" / "a.tsv"]
+    (data / "sub" / "a.tsv").unlink()
+    (data / "a.tsv").write_bytes(b"somebody's other file of that name")
+    assert dataset_paths("mine") == [cache / "sub" / "a.tsv"]
     assert len(server.requests) == 1
 
 
@@ -179,7 +182,8 @@ def test_shards_and_twins(folders, register):
         (data / f"part_{i}.tsv").write_bytes(half)
     register(DataFile("x/part_*.tsv", SHA))
     assert len(load_dataset("mine")) == 50
-    (data / "part_2.tsv").write_bytes(b"one more\t0\n")
+    (data / "x").mkdir()
+    (data / "x" / "part_0.tsv").write_bytes(halves[0])  # under the very path it must be whole
     fails("SHA-256", load_dataset, "mine")
     question = {"id": "1", "question": "Who?", "answers": [{"text": "me", "answer_start": 0}]}
     squad = {"data": [{"title": "t", "paragraphs": [{"context": "me and you", "qas": [question]}]}]}
@@ -324,8 +328,26 @@ def test_overlapping_spans(tmp_path):
     assert row["tags"] == ["O", "B-LOC", "I-LOC", "I-LOC", "B-PER"]
 
 
+PAGE = Path(__file__).parent.parent / "docs" / "datasets.md"
+
+
+def test_the_code_of_the_page(data_dir, tmp_path, monkeypatch):
+    """As it stands, but for the dump, which is the one in the gensim package."""
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    names = {}
+    exec(
+        "\n".join(code).replace("simplewiki", "enwiki_sample").replace('"corpus")', '"corpus", progress=False)'), names
+    )
+    assert len(names["everything"]) == len(names["train"]) + 1161 + 1200
+    texts, labels = next(iter(names["batches"]))
+    assert texts.shape == labels.shape == (32,)
+    assert names["article"].text
+    assert (tmp_path / "corpus" / "manifest.json").is_file()
+
+
 def test_the_page_is_current():
-    page = (Path(__file__).parent.parent / "docs" / "datasets.md").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     assert update(page) == page, "python -m kerasllm.data.dataset_table docs/datasets.md"
     assert all(f"`{name}`" in page for name in dataset_registry.registry())
     fails("lacks the line", update, "no table")

@@ -50,11 +50,14 @@ def find(info: DatasetInfo, file: DataFile, *, progress: bool = True) -> list[Pa
     for wanted in (file, file.twin):
         if wanted is None:
             continue
-        if folder is not None and (paths := _look(folder, wanted)):
+        if folder is not None and (paths := _look(folder, wanted.path)):
             if problem := _differs(paths, wanted):
                 raise InputError(f"{paths[0]}: {problem}; get {info.name} again, or move it out of KERASLLM_DATA")
             return paths
-        if paths := _look(cache, wanted):
+        # Under its bare name a file is taken only if it is the one: train.txt may be anybody's.
+        if folder is not None and (paths := _look(folder, Path(wanted.path).name)) and not _differs(paths, wanted):
+            return paths
+        if paths := _look(cache, wanted.path):
             if not _differs(paths, wanted):
                 return paths
             for path in paths:  # ours, and broken
@@ -67,15 +70,11 @@ def find(info: DatasetInfo, file: DataFile, *, progress: bool = True) -> list[Pa
     return [_fetch(file, file.origin, cache, progress)]
 
 
-def _look(folder: Path, file: DataFile) -> list[Path]:
-    """A file under its path, or of that name in the folder itself."""
-    for pattern in (file.path, Path(file.path).name):
-        if "*" in pattern:
-            if paths := sorted(path for path in folder.glob(pattern) if path.is_file()):
-                return paths
-        elif (folder / pattern).is_file():
-            return [folder / pattern]
-    return []
+def _look(folder: Path, pattern: str) -> list[Path]:
+    """The files of that path in a folder."""
+    if "*" in pattern:
+        return sorted(path for path in folder.glob(pattern) if path.is_file())
+    return [folder / pattern] if (folder / pattern).is_file() else []
 
 
 def _differs(paths: Sequence[Path], file: DataFile) -> str:

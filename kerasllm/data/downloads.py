@@ -1,6 +1,6 @@
 """Files from the network: with a progress bar, resumed after a cut, checked, and whole or absent.
 
-Libraries were tried first. pooch 1.8 and `keras.utils.get_file` check and show progress but begin again at the first
+Libraries were tried first. pooch 1.9 and `keras.utils.get_file` check and show progress but begin again at the first
 byte after a cut, which a dump of gigabytes does not forgive. What is here is a loop around requests.
 
 A download grows in `<name>.part`, with what the server said about the file in `<name>.part.json`. Both stay when the
@@ -32,7 +32,7 @@ _CHUNK = 1 << 14  # bytes: at most as many are lost at a cut
 _BUSY = (408, 425, 429, 500, 502, 503, 504)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST_PAUSE = 60.0  # seconds
-_AGENT = "kerasllm (https://pypi.org/project/kerasllm/) python-requests"
+_AGENT = f"kerasllm python-requests/{requests.__version__}"
 _PAGE = re.compile(rb"\s*(<!doctype html|<html)", re.IGNORECASE)
 _MAGIC = {".zip": b"PK", ".gz": b"\x1f\x8b", ".tgz": b"\x1f\x8b", ".bz2": b"BZh"}
 _CUT = (
