@@ -326,33 +326,28 @@ def test_a_reader_that_has_had_enough_ends_a_command_quietly(world):
     assert process.wait(60) in (0, 1)
 
 
-def test_ctrl_c_in_training_keeps_the_best_weights_and_says_where(world, tmp_path):
-    best, model = tmp_path / "run" / "best.safetensors", tmp_path / "run" / "model"
-    options = [
-        "--epochs",
-        "5000",
-        "--evaluations",
-        "5000",
-        "--patience",
-        "5000",
-        "--batch-size",
-        "4",
-        "--sequence-length",
-        "32",
-    ]
-    arguments = ["train", world / "corpus", "--model", world / "lstm.json", "--out", tmp_path / "run", *options]
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_is_told_to_stop_saves_and_the_same_command_goes_on(number, code, world, tmp_path):
+    options = "--epochs 1000 --evaluations 100 --patience 100 --batch-size 4 --sequence-length 32 --save-every 7"
+    arguments = ["train", world / "corpus", "--model", world / "lstm.json", "--out", tmp_path / "run", *options.split()]
+    folder = tmp_path / "run" / "checkpoints"
     with subprocess.Popen(**command(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         limit = time.monotonic() + 120
-        while not best.exists() and process.poll() is None and time.monotonic() < limit:
+        while not any(folder.glob("step-*")) and process.poll() is None and time.monotonic() < limit:
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         errors = process.stderr.read()
-    assert process.returncode == 130, errors
+    assert process.returncode == code, errors
     assert "Traceback" not in errors
-    assert str(best) in errors and str(model) in errors
+    newest = max(folder.glob("step-*"))
+    assert f"{newest} is complete: go on with resume=True (--resume)" in errors
     assert not [name for name in names(tmp_path) if name.endswith((".tmp", ".old"))]
-    loaded, tokenizer = kerasllm.load(tmp_path / "run")
+    loaded, tokenizer = kerasllm.load(newest)
     assert isinstance(kerasllm.generate(loaded, tokenizer, "a", max_new_tokens=2), str)
+    said = refused(*map(str, arguments))
+    assert "pass --resume to go on with it" in said
+    said = refused(*map(str, arguments), "--resume", "--learning-rate", "0.5")
+    assert "learning_rate: 0.003 -> 0.5" in said
 
 
 def test_ctrl_c_in_preparing_leaves_nothing(world, tmp_path):

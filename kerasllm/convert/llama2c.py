@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kerasllm.convert.readers import AGAIN, TensorInfo, file_size, no_tensor, read_plain, refuse_pickle
+from kerasllm.convert.readers import AGAIN, TensorInfo, file_size, no_tensor, read_plain, refuse_code
 from kerasllm.errors import InputError
 
 _MAGIC = 0x616B3432
@@ -63,7 +63,7 @@ class Llama2cFile:
         """
         self.path = Path(path)
         size = file_size(self.path)
-        refuse_pickle(self.path)
+        refuse_code(self.path)
         self.config = _read_config(self.path)
         self.tensors: dict[str, TensorInfo] = {}
         self._offsets: dict[str, int] = {}

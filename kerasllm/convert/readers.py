@@ -23,6 +23,11 @@ SAFE = (
     "save_pretrained(folder, safe_serialization=True)"
 )
 """Advice on files of `torch.save`."""
+_HDF5 = b"\x89HDF"
+_KERAS = (
+    "it may hold code (Lambda layers, classes by name) and is never opened: where you trust it, load it with Keras, "
+    "and save the model with kerasllm.save, or a KerasHub backbone with kerasllm.convert.keras_hub.from_keras_hub"
+)
 
 
 class TensorInfo(NamedTuple):
@@ -92,7 +97,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> TensorSource:
         return GGUFFile(path)
     if path.suffix == ".bin" and not start.startswith(_PICKLES):
         return Llama2cFile(path)
-    refuse_pickle(path)
+    refuse_code(path)
     kinds = "a model folder, a SavedModel, a Hugging Face folder, or a .gguf, .bin or .tflite file"
     raise InputError(f"{path}: is no model; give {kinds}")
 
@@ -112,14 +117,17 @@ def file_size(path: Path) -> int:
     raise InputError(f"{path}: is empty; {AGAIN}")
 
 
-def refuse_pickle(path: Path) -> None:
-    """Refuse a file of `torch.save` by its first bytes.
+def refuse_code(path: Path) -> None:
+    """Refuse a pickle, a file of `torch.save` or one of Keras by its name and first bytes.
 
     Raises:
         InputError: It is one.
     """
     with path.open("rb") as file:
-        if file.read(4).startswith(_PICKLES):
+        start = file.read(4)
+        if path.suffix in (".keras", ".h5", ".hdf5") or start == _HDF5:
+            raise InputError(f"{path}: looks like a file of Keras; {_KERAS}")
+        if start.startswith(_PICKLES):
             raise InputError(f"{path}: looks like a file of torch.save; {SAFE}")
 
 
