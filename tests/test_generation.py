@@ -379,4 +379,5 @@ def test_left_pad_rounds_up_but_not_beyond_the_bound():
 
 def test_generate_and_stream_offer_the_same_options():
     options = set(inspect.signature(generate).parameters) - {"model", "tokenizer", "prompts"}
-    assert options == {*Sampling._fields, "max_new_tokens", "stop", "seed", "jit_compile"}
+    more = {"max_new_tokens", "stop", "seed", "jit_compile", "sources", "source_tokenizer"}
+    assert options == {*Sampling._fields, *more}

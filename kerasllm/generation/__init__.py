@@ -1,12 +1,13 @@
 """Generating and scoring text with any model of the zoo."""
 
 from kerasllm.generation.beam import Hypotheses, beam_search
-from kerasllm.generation.continuations import Prompt, TextCodec, left_pad
+from kerasllm.generation.continuations import Prompt, TextCodec, left_pad, source_ids
 from kerasllm.generation.decoding import Decoding, Sampling, Tracing, decode, prefill
 from kerasllm.generation.loop import generate, generate_tokens, stream
 from kerasllm.generation.sampling import greedy, penalize_repetition, sample
 from kerasllm.generation.scoring import score_tokens, score_windows
 from kerasllm.generation.sequences import Continuation, generate_sequences
+from kerasllm.generation.translation import translate
 
 __all__ = [
     "Continuation",
@@ -28,5 +29,7 @@ __all__ = [
     "sample",
     "score_tokens",
     "score_windows",
+    "source_ids",
     "stream",
+    "translate",
 ]

@@ -1,12 +1,13 @@
 """Beam search as a pure function of tensors, for any model with a decode state."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from keras import ops
 
-from kerasllm.generation.decoding import Tracing, is_stop, next_logits, prefill, rows_of
+from kerasllm.generation.decoding import Decoding, Tracing, is_stop, next_logits, prefill
 from kerasllm.models import LanguageModel
-from kerasllm.state import DecodeState
+from kerasllm.state import POSITION, DecodeState, constant
 
 _NEVER = -1e30
 """Below every score, yet finite: of hypotheses that are none."""
@@ -66,6 +67,7 @@ def beam_search(
     beams: int,
     capacity: int,
     stop_ids: tuple[int, ...],
+    source: Sequence[Any] = (),
 ) -> Hypotheses:
     """Search the continuations with the highest `sum of log probabilities / length ** length_penalty`.
 
@@ -74,7 +76,7 @@ def beam_search(
     equal. (Wu et al. 2016, arXiv:1609.08144, section 7, divide by `((5 + length) / 6) ** alpha` instead.)
 
     Args:
-        model: A language model.
+        model: A language model or an encoder-decoder.
         prompts: int32 `(batch, length)`, padded on the left.
         padding: int32 `(batch,)`, by how much.
         stop: int32 `()`, most tokens of a continuation, at most `capacity`.
@@ -82,11 +84,13 @@ def beam_search(
         beams: Hypotheses that are kept for each prompt.
         capacity: Columns of the result.
         stop_ids: Tokens that end a continuation.
+        source: As of `prefill`.
 
     Returns:
         The finished hypotheses, best first, and behind them what does not `exist`.
     """
-    search = _start(model, prompts, padding, beams, capacity, stop_ids)
+    start = prefill(model, prompts, padding, capacity, Tracing(stop_ids, greedy=True), beams, source)
+    search = _start(start, beams)
 
     def unfinished(step: Any, search: _Search) -> Any:
         return ops.logical_and(step < stop, ops.logical_not(ops.all(search.done)))
@@ -97,11 +101,9 @@ def beam_search(
     return ops.while_loop(unfinished, step_on, (ops.zeros((), "int32"), search))[1].finished
 
 
-def _start(
-    model: LanguageModel, prompts: Any, padding: Any, beams: int, capacity: int, stop_ids: tuple[int, ...]
-) -> _Search:
-    start = prefill(model, prompts, padding, capacity, Tracing(stop_ids, greedy=True), copies=beams)
-    batch = ops.shape(prompts)[0]
+def _start(start: Decoding, beams: int) -> _Search:
+    rows, capacity = ops.shape(start.tokens)
+    batch = rows // beams
     running = Hypotheses(
         ops.reshape(start.tokens, (batch, beams, capacity)),
         ops.zeros((batch, beams, capacity), "float32"),
@@ -133,12 +135,20 @@ def _step(
     full = ops.all(finished.exist, axis=1)
     no_better = running.scores[:, 0] / length <= ops.min(finished.scores, axis=1)
     return _Search(
-        state=rows_of(state, lambda value: ops.take(value, rows, axis=0)),
+        state=_moved(state, rows),
         token=ops.reshape(ops.take_along_axis(token, kept, axis=1), (-1,)),
         running=running,
         finished=finished,
         done=ops.logical_or(search.done, ops.logical_and(full, no_better)),
     )
+
+
+def _moved(state: DecodeState, rows: Any) -> DecodeState:
+    """The state with rows in another order, among those of one prompt: they have padding and source in common."""
+    return {
+        name: value if name == POSITION or constant(name) else ops.take(value, rows, axis=0)
+        for name, value in state.items()
+    }
 
 
 def _candidates(

@@ -8,7 +8,7 @@ import numpy as np
 from kerasllm import backend, stopping
 from kerasllm.errors import InputError
 from kerasllm.generation.decoding import Decoding, Sampling, Tracing, decode, prefill
-from kerasllm.models import LanguageModel
+from kerasllm.models import EncoderDecoder, LanguageModel
 
 Prompt: TypeAlias = str | Sequence[int]
 """A text, or the token ids of one with whatever they begin with."""
@@ -45,6 +45,8 @@ class Continuations:
         copies: Continuations of each prompt.
         log_probs: Whether to note the log probability of every token.
         jit_compile: Whether to compile with XLA where that is a choice.
+        sources: What an encoder-decoder reads first, one for each prompt.
+        source_tokenizer: Of sources; `tokenizer` by default.
 
     Raises:
         InputError: A prompt does not fit the context, an option is out of range, or the tokenizer is another model's.
@@ -63,8 +65,11 @@ class Continuations:
         copies: int = 1,
         log_probs: bool = False,
         jit_compile: bool = False,
+        sources: Sequence[Prompt] | None = None,
+        source_tokenizer: TextCodec | None = None,
     ) -> None:
         check_options(sampling, seed)
+        source = read_sources(model, source_tokenizer or tokenizer, sources, len(prompts))
         tokens, padding, capacity = read_prompts(model, tokenizer, prompts, max_new_tokens)
         self.tokenizer, self.stop = tokenizer, list(stop)
         self.drawn, self.max_new_tokens = 0, max_new_tokens
@@ -80,8 +85,8 @@ class Continuations:
             log_probs=log_probs,
         )
 
-        def start(model: LanguageModel, tokens: Any, padding: Any) -> Decoding:
-            return prefill(model, tokens, padding, capacity, tracing, copies)
+        def start(model: LanguageModel, tokens: Any, padding: Any, *source: Any) -> Decoding:
+            return prefill(model, tokens, padding, capacity, tracing, copies, source)
 
         def step(model: LanguageModel, now: Decoding, uniforms: Any, begin: Any, end: Any, how: Sampling) -> Decoding:
             return decode(model, now, uniforms, begin, end, how, tracing)
@@ -89,7 +94,7 @@ class Continuations:
         self._step = backend.compiled(model, step, "decode", tracing, jit_compile=jit_compile)
         # Reading a prompt is a few large matmuls, which XLA does not make faster on a CPU.
         read = backend.compiled(model, start, "prefill", capacity, tracing, copies)
-        self.decoding: Decoding = read(tokens, padding)
+        self.decoding: Decoding = read(tokens, padding, *source)
 
     def advance(self, count: int) -> None:
         """Draw up to `count` more tokens in every row."""
@@ -154,6 +159,61 @@ def read_prompts(
                 f"of {context}; shorten the prompt or lower max_new_tokens"
             )
     return *left_pad(rows, tokenizer.eos_id, context), bucket(max_new_tokens)
+
+
+def source_ids(tokenizer: TextCodec, text: str) -> list[int]:
+    """Token ids of a text as a source: as a prompt begins, and the end token, with which documents end in training.
+
+    Args:
+        tokenizer: The tokenizer of sources.
+        text: The source.
+    """
+    return [*tokenizer.prompt_ids(text), tokenizer.eos_id]
+
+
+def read_sources(
+    model: LanguageModel, tokenizer: TextCodec, sources: Sequence[Prompt] | None, count: int
+) -> tuple[np.ndarray, ...]:
+    """Sources as arrays of few different shapes.
+
+    Args:
+        model: A language model.
+        tokenizer: That of sources.
+        sources: Texts or token ids, one for each prompt; `None` of a model that reads no source.
+        count: Number of prompts.
+
+    Returns:
+        Tokens int32 `(batch, source_length)`, padded on the right, and where they are real, boolean of the same shape;
+        nothing where the model reads no source.
+
+    Raises:
+        InputError: The model reads sources and there are none, or the other way round; a source does not fit the
+            context, is empty or has ids that the model lacks; or the tokenizer is another model's.
+    """
+    if not isinstance(model, EncoderDecoder):
+        if sources is not None:
+            raise InputError("the model reads no sources; give prompts alone, or an encoder-decoder")
+        return ()
+    if sources is None or len(sources) != count:
+        number = "none" if sources is None else len(sources)
+        raise InputError(f"an encoder-decoder needs a source for each of {count} prompts, received {number}")
+    size, context = model.source_vocabulary_size, model.max_sequence_length
+    if tokenizer.vocabulary_size != size:
+        raise InputError(
+            f"the tokenizer of sources has {tokenizer.vocabulary_size} tokens but the model {size}; "
+            "use the one the model was trained with"
+        )
+    rows = [source_ids(tokenizer, source) if isinstance(source, str) else list(source) for source in sources]
+    for index, row in enumerate(rows):
+        if not row or not 0 <= min(row) <= max(row) < size:
+            raise InputError(f"source {index + 1}: needs token ids from 0 to {size - 1}, received {row[:8]}")
+        if context is not None and len(row) > context:
+            raise InputError(
+                f"source {index + 1}: {len(row)} tokens do not fit the model's context of {context}; shorten the source"
+            )
+    # A row that is reversed, padded on the left and reversed again is padded on the right.
+    tokens, padding = left_pad([row[::-1] for row in rows], tokenizer.eos_id, context)
+    return tokens[:, ::-1].copy(), np.arange(tokens.shape[1]) < (tokens.shape[1] - padding)[:, None]
 
 
 def left_pad(rows: Sequence[Sequence[int]], fill: int, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -1,5 +1,6 @@
 """The decoding loop as pure functions of tensors: compiled for `generate`, traced into a SavedModel."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from keras import ops
@@ -57,23 +58,30 @@ class Decoding(NamedTuple):
 
 
 def prefill(
-    model: LanguageModel, prompts: Any, padding: Any, capacity: int, tracing: Tracing, copies: int = 1
+    model: LanguageModel,
+    prompts: Any,
+    padding: Any,
+    capacity: int,
+    tracing: Tracing,
+    copies: int = 1,
+    source: Sequence[Any] = (),
 ) -> Decoding:
     """Read prompts.
 
     Args:
-        model: A language model.
+        model: A language model, or an encoder-decoder, whose prompts are the beginnings of targets.
         prompts: int32 `(batch, length)`, padded on the left.
         padding: int32 `(batch,)`, by how much.
         capacity: Most tokens that the continuation may have.
         tracing: What the loop will do.
         copies: Continuations of each prompt, which is read once; their rows follow each other.
+        source: Of an encoder-decoder, int32 `(batch, source_length)` and where it is real, boolean of the same shape.
 
     Returns:
         The start of `batch * copies` continuations.
     """
     batch, length = ops.shape(prompts)[0], ops.shape(prompts)[1]
-    state = model.initial_state(batch, length + capacity, padding)
+    state = _begin(model, batch, length + capacity, padding, source)
     if prompts.shape[1] != 1:
         # The last prompt token is read by the first step, which needs its logits.
         _, state = model.encode(prompts[:, :-1], state=state, training=False)
@@ -90,6 +98,12 @@ def prefill(
         tokens=ops.full((batch, capacity), tracing.stop_ids[0], "int32"),
         log_probs=ops.zeros((batch, capacity if tracing.log_probs else 0), "float32"),
     )
+
+
+def _begin(model: Any, batch: Any, length: Any, padding: Any, source: Sequence[Any]) -> DecodeState:
+    if source:
+        return model.encode_source(*source, length=length, padding=padding, training=False)
+    return model.initial_state(batch, length, padding)
 
 
 def rows_of(state: DecodeState, change: Any) -> DecodeState:

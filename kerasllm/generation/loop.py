@@ -30,6 +30,8 @@ def generate(  # type: ignore[overload-overlap]  # a string is a sequence of str
     stop: str | Sequence[str] = (),
     seed: int = 0,
     jit_compile: bool = False,
+    sources: Prompt | Sequence[Prompt] | None = None,
+    source_tokenizer: TextCodec | None = None,
 ) -> str: ...
 
 
@@ -48,6 +50,8 @@ def generate(
     stop: str | Sequence[str] = (),
     seed: int = 0,
     jit_compile: bool = False,
+    sources: Prompt | Sequence[Prompt] | None = None,
+    source_tokenizer: TextCodec | None = None,
 ) -> list[str]: ...
 
 
@@ -65,6 +69,8 @@ def generate(
     stop: str | Sequence[str] = (),
     seed: int = 0,
     jit_compile: bool = False,
+    sources: Prompt | Sequence[Prompt] | None = None,
+    source_tokenizer: TextCodec | None = None,
 ) -> str | list[str]:
     """Continue prompts.
 
@@ -86,6 +92,9 @@ def generate(
         seed: Of the uniform numbers.
         jit_compile: Compile the loop with XLA. On a CPU a model of 100 million parameters is about twice as fast then,
             but compiling it takes ten seconds for each shape. (On JAX everything is compiled.)
+        sources: Of an encoder-decoder, what it reads first, one for each prompt, which begins the target; see
+            `translate`.
+        source_tokenizer: Of sources; `tokenizer` by default.
 
     Returns:
         The continuation without the prompt: a string for one prompt, a list for several.
@@ -96,8 +105,12 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, min_p)
     rows, alone = as_list(prompts)
     stops = stopping.strings(stop)
+    read: dict[str, Any] = {
+        "sources": None if sources is None else as_list(sources)[0],
+        "source_tokenizer": source_tokenizer,
+    }
     continuations = Continuations(
-        model, tokenizer, rows, max_new_tokens, sampling, stops, seed, jit_compile=jit_compile
+        model, tokenizer, rows, max_new_tokens, sampling, stops, seed, jit_compile=jit_compile, **read
     )
     step = CHECK_EVERY if stops else max_new_tokens
     while not continuations.finished:
@@ -161,12 +174,12 @@ def stream(
     """
     stops = stopping.strings(options.pop("stop", ()))
     max_new_tokens, seed = options.pop("max_new_tokens", 64), options.pop("seed", 0)
-    jit_compile = options.pop("jit_compile", False)
+    more = {"jit_compile": options.pop("jit_compile", False), "source_tokenizer": options.pop("source_tokenizer", None)}
+    sources = options.pop("sources", None)
+    more["sources"] = None if sources is None else as_list(sources)[0]
     if chunk < 1:
         raise InputError(f"chunk must be at least 1, received {chunk}")
-    continuations = Continuations(
-        model, tokenizer, [prompt], max_new_tokens, Sampling(**options), stops, seed, jit_compile=jit_compile
-    )
+    continuations = Continuations(model, tokenizer, [prompt], max_new_tokens, Sampling(**options), stops, seed, **more)
     emitted = 0
     while not continuations.finished:
         continuations.advance(chunk)

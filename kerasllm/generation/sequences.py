@@ -9,7 +9,7 @@ import numpy as np
 from kerasllm import backend, stopping
 from kerasllm.errors import InputError
 from kerasllm.generation.beam import Hypotheses, beam_search
-from kerasllm.generation.continuations import Continuations, Prompt, TextCodec, read_prompts, text_of
+from kerasllm.generation.continuations import Continuations, Prompt, TextCodec, read_prompts, read_sources, text_of
 from kerasllm.generation.decoding import Sampling
 from kerasllm.generation.loop import CHECK_EVERY, as_list
 from kerasllm.models import LanguageModel
@@ -45,6 +45,8 @@ def generate_sequences(
     stop: str | Sequence[str] = (),
     seed: int = 0,
     jit_compile: bool = False,
+    sources: Prompt | Sequence[Prompt] | None = None,
+    source_tokenizer: TextCodec | None = None,
     **sampling: Any,
 ) -> list[list[Continuation]]:
     """Continue each prompt, which is read once, several times, or search its best continuations with beams.
@@ -60,6 +62,8 @@ def generate_sequences(
         stop: As in `generate`; a search by beams looks for these strings when it is over.
         seed: Of the uniform numbers.
         jit_compile: See `generate`.
+        sources: See `generate`.
+        source_tokenizer: See `generate`.
         **sampling: `temperature`, `top_k`, `top_p`, `min_p` and `repetition_penalty` of `generate`; not with beams.
 
     Returns:
@@ -73,12 +77,15 @@ def generate_sequences(
     if not (given := as_list(prompts)[0]):
         return []
     found: Any
+    read = None if sources is None else as_list(sources)[0]
     if num_beams > 1:
-        found = _search(model, tokenizer, given, max_new_tokens, num_beams, length_penalty, jit_compile)
+        source = read_sources(model, source_tokenizer or tokenizer, read, len(given))
+        found = _search(model, tokenizer, given, source, max_new_tokens, num_beams, length_penalty, jit_compile)
         counts = np.minimum(np.sum(found.exist, axis=1), num_sequences)
     else:
-        copies: dict[str, Any] = {"copies": num_sequences, "log_probs": True, "jit_compile": jit_compile}
-        drawing = Continuations(model, tokenizer, given, max_new_tokens, how, stops, seed, **copies)
+        more: dict[str, Any] = {"copies": num_sequences, "log_probs": True, "jit_compile": jit_compile}
+        more |= {"sources": read, "source_tokenizer": source_tokenizer}
+        drawing = Continuations(model, tokenizer, given, max_new_tokens, how, stops, seed, **more)
         while not drawing.finished:
             drawing.advance(CHECK_EVERY if stops else max_new_tokens)
         found, counts = drawing.decoding, np.full(len(given), num_sequences)
@@ -114,6 +121,7 @@ def _search(
     model: LanguageModel,
     tokenizer: TextCodec,
     prompts: Sequence[Prompt],
+    source: Sequence[np.ndarray],
     max_new_tokens: int,
     beams: int,
     length_penalty: float,
@@ -122,11 +130,13 @@ def _search(
     tokens, padding, capacity = read_prompts(model, tokenizer, prompts, max_new_tokens)
     options: dict[str, Any] = {"beams": beams, "capacity": capacity, "stop_ids": tokenizer.stop_ids}
 
-    def search(model: LanguageModel, tokens: Any, padding: Any, stop: Any, length_penalty: Any) -> Hypotheses:
-        return beam_search(model, tokens, padding, stop, length_penalty, **options)
+    def search(
+        model: LanguageModel, tokens: Any, padding: Any, stop: Any, length_penalty: Any, *source: Any
+    ) -> Hypotheses:
+        return beam_search(model, tokens, padding, stop, length_penalty, source=source, **options)
 
     compiled = backend.compiled(model, search, "beam_search", *options.values(), jit_compile=jit_compile)
-    return compiled(tokens, padding, np.int32(max_new_tokens), np.float32(length_penalty))
+    return compiled(tokens, padding, np.int32(max_new_tokens), np.float32(length_penalty), *source)
 
 
 def _check(num_sequences: int, num_beams: int, length_penalty: float, sampling: Sampling) -> None:
