@@ -9,6 +9,7 @@ on with it.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -30,10 +31,6 @@ def main() -> None:
     corpus = open_corpus(args.corpus, out / "corpus", args.vocabulary_size)
     tokenizer = corpus.tokenizer
 
-    # Batches of (inputs, targets), each int32 (batch, length): full windows, no padding.
-    windows = {"batch_size": args.batch_size, "sequence_length": args.sequence_length}
-    validation = corpus.dataset("validation", **windows)
-
     config = kerasllm.LSTMConfig(
         vocabulary_size=tokenizer.vocabulary_size,
         embedding_dim=args.embedding_dim,
@@ -49,27 +46,7 @@ def main() -> None:
     # Loss and metric default to cross-entropy and perplexity; any Keras optimizer will do.
     model.compile(optimizer=keras.optimizers.AdamW(args.learning_rate, global_clipnorm=1.0))
     prompt = "The history of"
-
-    def sample() -> dict[str, str]:
-        return {prompt: kerasllm.generate(model, tokenizer, prompt, max_new_tokens=48)}
-
-    # All of the training's state goes to the disk now and then: after Ctrl-C, a crash or kill -9, --resume goes on from
-    # there, in the middle of an epoch. The data are a function of seed and step, so they go on there, too.
-    with Checkpoint(
-        out / "checkpoints", resume=args.resume, overwrite=not args.resume, tokenizer=tokenizer
-    ) as checkpoint:
-        if not checkpoint.finished:
-            stop_early = keras.callbacks.EarlyStopping("val_loss", mode="min", patience=1)
-            watching = [StopOnNaN(checkpoint=checkpoint), stop_early, TensorBoard(out / "logs", sample=sample)]
-            model.fit(
-                corpus.dataset("train", **windows, seed=0, repeat=True, start=checkpoint.step),
-                validation_data=validation,
-                steps_per_epoch=len(corpus.dataset("train", **windows, seed=0)),
-                epochs=args.epochs,
-                initial_epoch=checkpoint.epoch,
-                callbacks=checkpoint.together_with(watching),
-            )
-        checkpoint.restore_best_weights(model)
+    fit(model, corpus, args, out, lambda: {prompt: kerasllm.generate(model, tokenizer, prompt, max_new_tokens=48)})
 
     # Every token of the test articles exactly once, each seen with at least `context - stride` tokens before it.
     texts = [article.text for article in corpus.articles("test")]
@@ -86,6 +63,31 @@ def main() -> None:
     print("SavedModel:", repr(again))
     print("TFLite:    ", repr(EdgeModel(tflite).generate(prompt, max_new_tokens=16)))
     print(f"Written to {out}; curves: tensorboard --logdir {out / 'logs'}")
+
+
+def fit(
+    model: LSTMLanguageModel, corpus: Corpus, args: argparse.Namespace, out: Path, sample: Callable[[], dict[str, str]]
+) -> None:
+    """`model.fit`, which goes on after a crash, Ctrl-C or kill -9 if the same command is given with --resume."""
+    # Batches of (inputs, targets), each int32 (batch, length): full windows, no padding.
+    windows = {"batch_size": args.batch_size, "sequence_length": args.sequence_length}
+    folder, fresh = out / "checkpoints", not args.resume
+    # All of the training's state goes to the disk now and then; the data are a function of seed and step.
+    with Checkpoint(folder, resume=args.resume, overwrite=fresh, tokenizer=corpus.tokenizer) as checkpoint:
+        if checkpoint.finished:
+            checkpoint.restore_best_weights(model)
+            return
+        stop_early = keras.callbacks.EarlyStopping("val_loss", mode="min", patience=1)
+        watching = [StopOnNaN(checkpoint=checkpoint), stop_early, TensorBoard(out / "logs", sample=sample)]
+        model.fit(
+            corpus.dataset("train", **windows, seed=0, repeat=True, start=checkpoint.step),
+            validation_data=corpus.dataset("validation", **windows),
+            steps_per_epoch=len(corpus.dataset("train", **windows, seed=0)),
+            epochs=args.epochs,
+            initial_epoch=checkpoint.epoch,
+            shuffle=False,  # the windows are
+            callbacks=checkpoint.together_with(watching),
+        )
 
 
 def open_corpus(source: str, out: Path, vocabulary_size: int) -> Corpus:

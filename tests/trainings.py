@@ -4,6 +4,7 @@ import json
 
 import keras
 import numpy as np
+import pytest
 
 from kerasllm.config import LSTMConfig, TransformerConfig
 from kerasllm.data import prepare
@@ -85,3 +86,12 @@ class At(keras.callbacks.Callback):
 
 def strike(checkpoint=None):
     raise Struck
+
+
+def interrupted(kind, corpus, folder, hook, count, action=strike, before=False, expect=Struck, **options):
+    """Begin a training and interrupt it in a hook of its checkpoint."""
+    with pytest.MonkeyPatch.context() as patch:
+        At(patch, hook, count, action, before)
+        with pytest.raises(expect) as caught:
+            run(kind, corpus, folder, **options)
+    return caught

@@ -76,29 +76,42 @@ def train(
             if not checkpoint.step:  # TensorBoard would draw two trainings as one
                 shutil.rmtree(Path(folder) / "logs", ignore_errors=True)
             _prepare(model, options, steps)
-            training, validation = _datasets(corpus, options, checkpoint.step)
             samples = TensorBoard(Path(folder) / "logs", sample=lambda: _continued(model, corpus.tokenizer, prompts))
-            watching = [
-                StopOnNaN(skip=options.skip_nonfinite, checkpoint=checkpoint),
-                keras.callbacks.EarlyStopping("val_loss", mode="min", patience=options.patience),
-                samples,
-                *([AveragedWeights()] if options.average else []),
-            ]
-            model.fit(
-                training,
-                validation_data=validation,
-                epochs=evaluations,
-                initial_epoch=checkpoint.epoch,
-                steps_per_epoch=steps // evaluations,
-                shuffle=False,  # the windows are
-                verbose=verbose,
-                callbacks=checkpoint.together_with(watching),
-            )
-            if options.carry_state:
-                model.carry_state(None)
+            _fit(model, corpus, options, checkpoint, samples, (evaluations, steps // evaluations), verbose)
         history = checkpoint.history
     seen = range(1, len(history["loss"]) + 1)
     return {**history, "tokens": [float(n * (steps // evaluations) * tokens_per_step) for n in seen]}
+
+
+def _fit(
+    model: LanguageModel,
+    corpus: Corpus,
+    options: TrainingOptions,
+    checkpoint: Checkpoint,
+    samples: TensorBoard,
+    length: tuple[int, int],
+    verbose: Any,
+) -> None:
+    """Keras' `fit`, for so many epochs of so many steps."""
+    training, validation = _datasets(corpus, options, checkpoint.step)
+    watching = [
+        StopOnNaN(skip=options.skip_nonfinite, checkpoint=checkpoint),
+        keras.callbacks.EarlyStopping("val_loss", mode="min", patience=options.patience),
+        samples,
+        *([AveragedWeights()] if options.average else []),
+    ]
+    model.fit(
+        training,
+        validation_data=validation,
+        epochs=length[0],
+        initial_epoch=checkpoint.epoch,
+        steps_per_epoch=length[1],
+        shuffle=False,  # the windows are
+        verbose=verbose,
+        callbacks=checkpoint.together_with(watching),
+    )
+    if options.carry_state:
+        model.carry_state(None)
 
 
 def make_deterministic() -> None:
