@@ -127,6 +127,7 @@ def test_a_checkpoint_is_a_model_folder(tmp_path):
         ({"callbacks": True}, "was written with the callbacks"),
         ({"optimizer": True}, "optimizer/.* compile the model as it was compiled"),
         ({"metrics": True}, "metric/.* compile the model as it was compiled"),
+        ({"unbuilt": True}, "has no weights yet"),
     ],
 )
 def test_a_fit_that_is_not_the_same_is_refused(change, message, tmp_path):
@@ -136,6 +137,10 @@ def test_a_fit_that_is_not_the_same_is_refused(change, message, tmp_path):
     if "optimizer" in change or "metrics" in change:
         chosen = "sgd" if "optimizer" in change else "adam"
         model.compile(chosen, "sparse_categorical_crossentropy", metrics=["accuracy"] * ("optimizer" in change))
+    if "unbuilt" in change:
+        model = keras.Sequential(model.layers)
+        model.compile("adam", "mse")
+        model.built = False
     with Checkpoint(tmp_path, resume=True) as checkpoint:
         others = [keras.callbacks.EarlyStopping()] if "callbacks" in change else []
         length = {"steps_per_epoch": STEPS, "initial_epoch": checkpoint.epoch}

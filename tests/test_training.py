@@ -11,7 +11,7 @@ from kerasllm import folder
 from kerasllm.data import prepare
 from kerasllm.errors import InputError
 from kerasllm.files import write_json
-from kerasllm.training import fit, job
+from kerasllm.training import job
 from kerasllm.training.fit import TrainingOptions, _continued, train
 
 TINY = {"epochs": 0.01, "batch_size": 2, "sequence_length": 16, "evaluations": 1}

@@ -329,6 +329,10 @@ class Checkpoint(keras.callbacks.Callback):
                 f"{path}: goes on in epoch {self.epoch}, not {epoch}; pass initial_epoch=checkpoint.epoch and "
                 "start=checkpoint.step"
             )
+        if not self.model.built:
+            if not isinstance(self.model, LanguageModel):
+                raise InputError(f"{path}: {self.model.name} has no weights yet to put these in; build it before fit")
+            self.model.build()
         if isinstance(self.model, LanguageModel) and (before := files.config_of(path)) is not None:
             now = {**description(self.model), "dtype": self.model.dtype_policy.name}
             then = {**before, "dtype": files.content(path)["dtype"]}
