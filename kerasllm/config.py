@@ -158,6 +158,8 @@ class TransformerConfig(ModelConfig):
             arXiv:1810.04805: 2); 0 for none.
         embedding_norm: Whether the sum of the embeddings is normalised (BERT).
         pooler: Whether the model has BERT's pooler, a dense layer with tanh over the first token.
+        final_norm: Whether there is a norm behind the last block; `None` means `norm_first` (PyTorch's `nn.Transformer`
+            has one in any case).
         embedding_scale: Whether embeddings of tokens are multiplied by `sqrt(hidden_dim)` (Vaswani et al. 2017, 3.4).
         tie_embeddings: Whether the output projection is the embedding table (Press and Wolf 2017, arXiv:1608.05859).
         output_bias: Whether logits have a bias, as in PyTorch's own Transformer language model and in Marian's
@@ -191,6 +193,7 @@ class TransformerConfig(ModelConfig):
     pooler: bool = False
     tie_embeddings: bool = True
     dropout: float = 0.0
+    final_norm: bool | None = None
     embedding_scale: bool = False
     output_bias: bool = False
     initializer: str = "normal"
@@ -208,8 +211,9 @@ class TransformerConfig(ModelConfig):
         _choice("initializer", self.initializer, INITIALIZERS)
         _switches(self, "norm_first", "causal", "use_bias", "embedding_norm", "pooler", "tie_embeddings")
         _switches(self, "embedding_scale", "output_bias")
-        if self.attention_bias is not None:
-            _switches(self, "attention_bias")
+        for name in ("attention_bias", "final_norm"):
+            if getattr(self, name) is not None:
+                _switches(self, name)
         if self.num_segments != 0:
             _positive(self, "num_segments")
         if isinstance(self.rotary_scaling, Mapping):
@@ -226,6 +230,11 @@ class TransformerConfig(ModelConfig):
                 )
         if self.positions == "rotary" and self.head_dim % 2:
             raise InputError(f"rotary positions need an even head size, received {self.head_dim}")
+
+    @property
+    def normalizes_last(self) -> bool:
+        """Whether there is a norm behind the last block."""
+        return self.norm_first if self.final_norm is None else self.final_norm
 
     @property
     def head_dim(self) -> int:

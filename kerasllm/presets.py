@@ -28,6 +28,17 @@ _BERT = {
     "pooler": True,
     "dropout": 0.1,
 }
+_SMALL_LSTM = {"vocabulary_size": 10_000, "embedding_dim": 64, "hidden_dim": 128}
+_WIDE_LSTM = {"vocabulary_size": 10_000, "embedding_dim": 128, "hidden_dim": 1024}
+_LSTM_CLASSIFIER = {"num_classes": 2, "dense_dim": 1024, "dense_activation": "linear"}
+_VASWANI = {
+    "positions": "sine",
+    "norm": "layer_norm",
+    "norm_first": False,
+    "activation": "relu",
+    "use_bias": True,
+    "embedding_scale": True,
+}
 _LLAMA = {"vocabulary_size": 32_000, "max_sequence_length": 2048, "norm_epsilon": 1e-6, "tie_embeddings": False}
 _SMOLLM2 = {"vocabulary_size": 49_152, "max_sequence_length": 8192, "rotary_base": 100_000.0}
 
@@ -54,10 +65,82 @@ PRESETS: dict[str, dict[str, Any]] = {
             "max_sequence_length": 512,
         },
     },
-    # A small LSTM over words: 10,000 words, embedding 64, 128 units.
-    "lstm_small": {
-        "class": "LSTMLanguageModel",
-        "config": {"vocabulary_size": 10_000, "embedding_dim": 64, "hidden_dim": 128},
+    # The models of tutorials, in their sizes. A small LSTM over words, 2,028,816 parameters.
+    "lstm_small": {"class": "LSTMLanguageModel", "config": _SMALL_LSTM},
+    # Its ancestor, the network of Mikolov et al. 2010, 1,954,704 parameters.
+    "rnn_small": {"class": "LSTMLanguageModel", "config": {**_SMALL_LSTM, "cell": "rnn"}},
+    # A class of each word by an LSTM and two dense layers with nothing between, 7,054,338 parameters.
+    "lstm_token_classifier": {
+        "class": "TokenClassifier",
+        "config": {**_LSTM_CLASSIFIER, "backbone": {"class": "LSTMLanguageModel", "config": _WIDE_LSTM}},
+    },
+    # A class of each text by one that reads in both directions, 12,825,602 parameters.
+    "lstm_classifier": {
+        "class": "SequenceClassifier",
+        "config": {
+            **_LSTM_CLASSIFIER,
+            "dense_activation": "tanh",
+            "pooling": "mean",
+            "backbone": {"class": "LSTMLanguageModel", "config": {**_WIDE_LSTM, "bidirectional": True}},
+        },
+    },
+    # An LSTM that begins with the final state of another (Sutskever et al. 2014, arXiv:1409.3215),
+    # 2,767,632 parameters.
+    "lstm_encoder_decoder": {
+        "class": "LSTMEncoderDecoder",
+        "config": {**_SMALL_LSTM, "source_vocabulary_size": 10_000, "attention": None},
+    },
+    # The same with attention (Luong et al. 2015, arXiv:1508.04025) and an encoder of two directions, 2,784,016
+    # parameters.
+    "lstm_attention": {
+        "class": "LSTMEncoderDecoder",
+        "config": {**_SMALL_LSTM, "source_vocabulary_size": 10_000, "bidirectional_encoder": True},
+    },
+    # PyTorch's own Transformer language model on the words of WikiText-2 (Merity et al. 2017, arXiv:1609.07843), in the
+    # sizes of its tutorial, 13,828,478 parameters.
+    "transformer_pytorch": {
+        "class": "TransformerLanguageModel",
+        "config": {
+            **_VASWANI,
+            "vocabulary_size": 33_278,
+            "num_layers": 2,
+            "num_heads": 2,
+            "hidden_dim": 200,
+            "intermediate_dim": 200,
+            "max_sequence_length": 5000,
+            "tie_embeddings": False,
+            "output_bias": True,
+            "initializer": "uniform",
+            "dropout": 0.2,
+        },
+    },
+    # One block over ten symbols, to try an idea of `llama_7b` in, 34,762 parameters.
+    "decoder_demo": {
+        "class": "TransformerLanguageModel",
+        "config": {
+            **_VASWANI,
+            "vocabulary_size": 10,
+            "num_layers": 1,
+            "num_heads": 4,
+            "hidden_dim": 64,
+            "intermediate_dim": 128,
+            "tie_embeddings": False,
+            "output_bias": True,
+        },
+    },
+    # The encoder-decoder Transformer, base (Vaswani et al. 2017, arXiv:1706.03762, table 3: 65 million), 63,082,496
+    # parameters.
+    "transformer_base": {
+        "class": "TransformerSeq2Seq",
+        "config": {
+            **_VASWANI,
+            "vocabulary_size": 37_000,
+            "num_layers": 6,
+            "num_heads": 8,
+            "hidden_dim": 512,
+            "intermediate_dim": 2048,
+            "dropout": 0.1,
+        },
     },
     # GPT-2 (Radford et al. 2019, "Language models are unsupervised multitask learners", table 2; heads as in the
     # published checkpoints), 124,439,808 parameters.

@@ -42,6 +42,7 @@ TRANSFORMERS = {
         embedding_scale=True,
         output_bias=True,
         initializer="uniform",
+        final_norm=True,
     ),
     "multi_query": TransformerConfig(
         **_SMALL, num_key_value_heads=1, norm_first=False, activation="gelu", dropout=0.4, norm="layer_norm"

@@ -151,7 +151,7 @@ def numpy_stack(w, config, x, prefix, causal, context=None, visible=None):
                 x = x + sublayer(norm(f"{block}{name}_norm", x), f"{block}{name}/")
             else:
                 x = norm(f"{block}{name}_norm", x + sublayer(x, f"{block}{name}/"))
-    return norm(f"{prefix}final_norm", x) if config.norm_first else x
+    return norm(f"{prefix}final_norm", x) if config.normalizes_last else x
 
 
 def numpy_transformer(w, config, source, target, mask):

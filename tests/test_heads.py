@@ -26,7 +26,7 @@ from kerasllm.text import ByteTokenizer
 LABELS = ("negative", "neutral", "positive")
 HEAD_SETTINGS = {
     SequenceClassifier: {"num_classes": 3, "labels": LABELS, "pooling": "mean"},
-    TokenClassifier: {"num_classes": 3},
+    TokenClassifier: {"num_classes": 3, "dense_dim": 7, "dense_activation": "linear"},
     SpanExtractor: {},
     MaskedLanguageModel: {},
     SentenceEmbedder: {},
@@ -34,7 +34,7 @@ HEAD_SETTINGS = {
 CASES = [
     (head, name)
     for head in HEAD_SETTINGS
-    for name in ("bert", "llama", "lstm")
+    for name in ("bert", "llama", "lstm", "bidirectional_lstm", "gru")
     if not (head is MaskedLanguageModel and name != "bert")
 ]
 of_cases = pytest.mark.parametrize(("head", "name"), CASES, ids=lambda value: getattr(value, "__name__", value))

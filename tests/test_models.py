@@ -193,7 +193,7 @@ def numpy_transformer(model, text):
                 x = x + sublayer(norm(f"{block}{name}_norm", x), f"{block}{name}/")
             else:
                 x = norm(f"{block}{name}_norm", x + sublayer(x, f"{block}{name}/"))
-    x = norm("final_norm", x) if config.norm_first else x
+    x = norm("final_norm", x) if config.normalizes_last else x
     table = w["embedding/embeddings"].T if config.tie_embeddings else w["embedding/reverse_embeddings"]
     return x @ table + w.get("output_bias", 0)
 

@@ -110,6 +110,58 @@ HF_BERT_MASKED = HF_BERT.under_head(
     unused=(_POOLER, r"cls\.seq_relationship\..*"),
 )
 
+
+def _torch_attention(ours: str, theirs: str) -> tuple[Row, ...]:
+    """PyTorch's `nn.MultiheadAttention`: query, key and value one below the other in one matrix."""
+    rows = []
+    for k, name in enumerate(("query", "key", "value")):
+        rows.append(Row(f"{ours}/{name}/kernel", f"{theirs}.in_proj_weight", "transpose", part=(k, 3)))
+        rows.append(Row(f"{ours}/{name}/bias", f"{theirs}.in_proj_bias", part=(k, 3)))
+    return (*rows, *_dense(f"{ours}/output", f"{theirs}.out_proj"))
+
+
+def _torch_block(ours: str, theirs: str, cross: bool = False) -> tuple[Row, ...]:
+    """PyTorch's `nn.TransformerEncoderLayer`, or with `cross` its `nn.TransformerDecoderLayer`."""
+    attentions = (
+        {"attention": "self_attn", "cross_attention": "multihead_attn"} if cross else {"attention": "self_attn"}
+    )
+    rows = [
+        row for name, torch in attentions.items() for row in _torch_attention(f"{ours}/{name}", f"{theirs}.{torch}")
+    ]
+    rows += [*_dense(f"{ours}/feedforward/up", f"{theirs}.linear1")]
+    rows += [*_dense(f"{ours}/feedforward/down", f"{theirs}.linear2")]
+    for number, name in enumerate((*attentions, "feedforward"), 1):
+        rows += _norm(f"{ours}/{name}_norm", f"{theirs}.norm{number}")
+    return tuple(rows)
+
+
+# The Transformer language model of PyTorch's tutorial: an encoder with a causal mask.
+TORCH_LANGUAGE_MODEL = Table(
+    rows=(
+        Row("embedding/embeddings", "encoder.weight"),
+        *_torch_block("block_{i}", "transformer_encoder.layers.{i}"),
+        *_norm("final_norm", "transformer_encoder.norm"),
+        Row("embedding/reverse_embeddings", "decoder.weight", "transpose"),
+        Row("output_bias", "decoder.bias"),
+    ),
+    unused=(r"pos_encoder\.pe",),
+)
+
+# The translation model of PyTorch's tutorial: `nn.Transformer` between two embeddings and a linear layer.
+TORCH_SEQ2SEQ = Table(
+    rows=(
+        Row("encoder/embedding/embeddings", "src_tok_emb.embedding.weight"),
+        Row("embedding/embeddings", "tgt_tok_emb.embedding.weight"),
+        *_torch_block("encoder/block_{i}", "transformer.encoder.layers.{i}"),
+        *_norm("encoder/final_norm", "transformer.encoder.norm"),
+        *_torch_block("block_{i}", "transformer.decoder.layers.{i}", cross=True),
+        *_norm("final_norm", "transformer.decoder.norm"),
+        Row("embedding/reverse_embeddings", "generator.weight", "transpose"),
+        Row("output_bias", "generator.bias"),
+    ),
+    unused=(r"positional_encoding\.(pos_embedding|pe)",),
+)
+
 _PAIRS = ("rotary_pairs", "rotary_pairs")
 
 # llama.cpp; llama2.c's files are read under the same names.

@@ -1,5 +1,6 @@
 """Subclassed Keras models of the zoo."""
 
+from kerasllm.models.answers import best_spans, predicted_labels
 from kerasllm.models.base import LanguageModel, variable_name
 from kerasllm.models.encoder_decoder import SEQ2SEQ, EncoderDecoder, LSTMEncoderDecoder, TransformerSeq2Seq
 from kerasllm.models.head_configs import (
@@ -19,8 +20,6 @@ from kerasllm.models.heads import (
     SequenceClassifier,
     SpanExtractor,
     TokenClassifier,
-    best_spans,
-    predicted_labels,
 )
 from kerasllm.models.lora import enable_lora, load_adapters, merged, save_adapters
 from kerasllm.models.lstm import LSTMLanguageModel

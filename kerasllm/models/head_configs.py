@@ -7,6 +7,7 @@ from typing import Any, Self
 from kerasllm.config import LSTMConfig, ModelConfig, TransformerConfig
 from kerasllm.errors import InputError
 
+DENSE_ACTIVATIONS = ("tanh", "relu", "gelu", "linear")
 POOLINGS = ("pooler", "first", "mean", "last")
 
 _BACKBONES: dict[str, type[ModelConfig]] = {
@@ -99,7 +100,18 @@ def _check_pooling(config: Any) -> None:
         raise InputError("pooling 'pooler' needs a backbone with a pooler; choose first, mean or last")
 
 
+def _check_dense(config: Any) -> None:
+    size = config.dense_dim
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise InputError(f"dense_dim must be a positive integer, received {size!r}")
+    if config.dense_activation not in DENSE_ACTIVATIONS:
+        raise InputError(
+            f"dense_activation must be one of {', '.join(DENSE_ACTIVATIONS)}, received {config.dense_activation!r}"
+        )
+
+
 def _check_labels(config: Any) -> None:
+    _check_dense(config)
     count = config.num_classes
     if not isinstance(count, int) or isinstance(count, bool) or count < 2:
         raise InputError(f"num_classes must be an integer of at least 2, received {count!r}")
@@ -121,6 +133,9 @@ class SequenceClassifierConfig(HeadConfig):
         dropout: See `HeadConfig`.
         num_classes: Number of classes.
         labels: Name of each class.
+        dense_dim: Width of another dense layer before the last (Liu et al. 2019, RoBERTa, arXiv:1907.11692); `None`
+            for none.
+        dense_activation: Its activation: `"tanh"` (RoBERTa), `"relu"`, `"gelu"` or `"linear"`.
         pooling: One vector of many: BERT's `"pooler"`, the `"first"` or `"last"` real token, or their `"mean"`.
 
     Raises:
@@ -129,6 +144,8 @@ class SequenceClassifierConfig(HeadConfig):
 
     num_classes: int = 2
     labels: tuple[str, ...] | None = None
+    dense_dim: int | None = None
+    dense_activation: str = "tanh"
     pooling: str = "pooler"
 
     def _check(self) -> None:
@@ -148,6 +165,8 @@ class TokenClassifierConfig(HeadConfig):
         dropout: See `HeadConfig`.
         num_classes: Number of classes.
         labels: Name of each class.
+        dense_dim: See `SequenceClassifierConfig`.
+        dense_activation: See `SequenceClassifierConfig`.
 
     Raises:
         InputError: A value is out of range.
@@ -155,6 +174,8 @@ class TokenClassifierConfig(HeadConfig):
 
     num_classes: int = 2
     labels: tuple[str, ...] | None = None
+    dense_dim: int | None = None
+    dense_activation: str = "tanh"
 
     def _check(self) -> None:
         _check_labels(self)

@@ -1,10 +1,9 @@
 """Task heads over any language model of the zoo: classification, spans, masked words, sentence embeddings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
 import keras
-import numpy as np
 from keras import ops
 
 from kerasllm import backend
@@ -20,6 +19,7 @@ from kerasllm.models.head_configs import (
 )
 from kerasllm.models.lstm import LSTMLanguageModel
 from kerasllm.models.transformer import TransformerLanguageModel
+from kerasllm.presets import preset
 
 BACKBONES: dict[str, type[LanguageModel]] = {
     model.__name__: model for model in (LSTMLanguageModel, TransformerLanguageModel)
@@ -89,6 +89,28 @@ class Head(keras.Model):
             backend.set_value(weight, values[variable_name(weight).removeprefix("backbone/")])
         backend.initialize_rest(model)
         return model
+
+    @classmethod
+    def from_preset(cls, name: str, /, **kwargs: Any) -> Self:
+        """A model with random weights in a named configuration.
+
+        Args:
+            name: A key of `kerasllm.presets.PRESETS`.
+            **kwargs: Config fields to change, `vocabulary_size` of the backbone, and `name` or `dtype` of the model.
+
+        Raises:
+            InputError: The preset is unknown or belongs to another class.
+        """
+        entry = preset(name)
+        if entry["class"] != cls.__name__:
+            raise InputError(f"preset {name!r} is a {entry['class']}; call {entry['class']}.from_preset")
+        model_arguments = {key: kwargs.pop(key) for key in ("name", "dtype") if key in kwargs}
+        backbone = entry["config"]["backbone"]
+        if "vocabulary_size" in kwargs:
+            size = {"vocabulary_size": kwargs.pop("vocabulary_size")}
+            backbone = {**backbone, "config": {**backbone["config"], **size}}
+        config = cls.config_class.from_dict({**entry["config"], "backbone": backbone, **kwargs})
+        return cls(config, **model_arguments)
 
     def build(self, input_shape: Any = None) -> None:
         """Makes every variable; the shape of the input does not matter."""
@@ -187,8 +209,34 @@ class Head(keras.Model):
         return cls(**values)
 
 
+class _Classifier(Head):
+    """What both classifiers have in common: dropout, another dense layer where asked for, the last one."""
+
+    def __init__(self, config: Any, **kwargs: Any) -> None:
+        super().__init__(config, **kwargs)
+        self.dense: keras.layers.Dense | None = None
+        if self.config.dense_dim is not None:
+            activation = None if self.config.dense_activation == "linear" else self.config.dense_activation
+            self.dense = keras.layers.Dense(
+                self.config.dense_dim, activation=activation, dtype=self.dtype_policy, name="dense"
+            )
+        self.classifier = _dense(self.config.num_classes, "classifier")
+
+    def _build_head(self, shape: Any) -> None:
+        if self.dense is not None:
+            self.dense.build(shape)
+            shape = (*shape[:-1], self.config.dense_dim)
+        self.classifier.build(shape)
+
+    def _classify(self, x: Any, training: Any) -> Any:
+        x = self.dropout(x, training=training)
+        if self.dense is not None:
+            x = self.dropout(self.dense(x), training=training)
+        return self.classifier(x)
+
+
 @keras.saving.register_keras_serializable(package="kerasllm")
-class SequenceClassifier(Head):
+class SequenceClassifier(_Classifier):
     """Classes of whole texts: pooling, dropout, dense (Devlin et al. 2019, arXiv:1810.04805, section 4.1).
 
     Arguments and call arguments are those of `Head`.
@@ -200,19 +248,12 @@ class SequenceClassifier(Head):
     config_class = SequenceClassifierConfig
     config: SequenceClassifierConfig
 
-    def __init__(self, config: SequenceClassifierConfig | dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self.classifier = _dense(self.config.num_classes, "classifier")
-
-    def _build_head(self, shape: Any) -> None:
-        self.classifier.build((None, shape[-1]))
-
     def _head(self, hidden: Any, padding_mask: Any, training: Any) -> Any:
-        return self.classifier(self.dropout(self._pool(hidden, padding_mask), training=training))
+        return self._classify(self._pool(hidden, padding_mask), training)
 
 
 @keras.saving.register_keras_serializable(package="kerasllm")
-class TokenClassifier(Head):
+class TokenClassifier(_Classifier):
     """A class of each token: dropout, dense (Devlin et al. 2019, section 5.3).
 
     Give positions without a label `sample_weight` 0, `(batch, length)`. Arguments and call arguments are those of
@@ -225,15 +266,8 @@ class TokenClassifier(Head):
     config_class = TokenClassifierConfig
     config: TokenClassifierConfig
 
-    def __init__(self, config: TokenClassifierConfig | dict[str, Any], **kwargs: Any) -> None:
-        super().__init__(config, **kwargs)
-        self.classifier = _dense(self.config.num_classes, "classifier")
-
-    def _build_head(self, shape: Any) -> None:
-        self.classifier.build(shape)
-
     def _head(self, hidden: Any, padding_mask: Any, training: Any) -> Any:
-        return self.classifier(self.dropout(hidden, training=training))
+        return self._classify(hidden, training)
 
 
 @keras.saving.register_keras_serializable(package="kerasllm")
@@ -331,55 +365,6 @@ HEADS: dict[str, type[Head]] = {
     for head in (SequenceClassifier, TokenClassifier, SpanExtractor, MaskedLanguageModel, SentenceEmbedder)
 }
 """The closed list of heads that a model folder may name."""
-
-
-def best_spans(logits: Any, allowed: Any = None, *, max_length: int = 30) -> list[tuple[int, int, float]]:
-    """The most likely span of each row, as SQuAD's reference code of BERT chooses it: start + end is greatest.
-
-    Args:
-        logits: `(batch, 2, length)`, of a `SpanExtractor`.
-        allowed: Optional boolean `(batch, length)`, true at tokens that may be in an answer (those of the text, not of
-            the question).
-        max_length: Most tokens in a span.
-
-    Returns:
-        First token, last token and score of each row; `(0, 0, ...)`, the `[CLS]` token, where nothing is allowed.
-
-    Raises:
-        InputError: `max_length` is not positive.
-    """
-    if max_length < 1:
-        raise InputError(f"max_length must be positive, received {max_length}")
-    values = np.asarray(ops.convert_to_numpy(logits), "float64")
-    length = values.shape[-1]
-    slots = np.arange(length)
-    distance = slots[None, :] - slots[:, None]
-    spans = []
-    for row in range(len(values)):
-        may = np.ones(length, bool) if allowed is None else np.asarray(allowed)[row].astype(bool)
-        possible = (distance >= 0) & (distance < max_length) & may[:, None] & may[None, :]
-        scores = values[row, 0][:, None] + values[row, 1][None, :]
-        if not possible.any():
-            spans.append((0, 0, float(scores[0, 0])))
-            continue
-        start, end = np.unravel_index(np.where(possible, scores, -np.inf).argmax(), scores.shape)
-        spans.append((int(start), int(end), float(scores[start, end])))
-    return spans
-
-
-def predicted_labels(model: Head, logits: Any) -> Sequence[Any]:
-    """The likeliest class of each text or token.
-
-    Args:
-        model: A classifier.
-        logits: `(batch, num_classes)` or `(batch, length, num_classes)`.
-
-    Returns:
-        Nested lists of labels, or of numbers where the model has no labels.
-    """
-    classes = ops.convert_to_numpy(ops.argmax(logits, axis=-1))
-    labels = model.config.labels
-    return classes.tolist() if labels is None else np.array(labels, object)[classes].tolist()
 
 
 def _dense(units: int, name: str) -> keras.layers.Dense:

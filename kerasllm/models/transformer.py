@@ -76,7 +76,7 @@ class TransformerLanguageModel(LanguageModel):
             for index in range(self.config.num_layers)
         ]
         # Blocks that normalise last leave nothing to normalise.
-        self.final_norm = make_norm(*norm, "final_norm") if self.config.norm_first else None
+        self.final_norm = make_norm(*norm, "final_norm") if self.config.normalizes_last else None
         self.pooler: keras.layers.Layer | None = None
         if self.config.pooler:
             self.pooler = keras.layers.Dense(

@@ -48,7 +48,7 @@ def _transformer_table(config: TransformerConfig) -> dict[str, int]:
         "feed-forward": layers * (into * width * inner + inner * width),
         "feed-forward biases": layers * (into * inner + width) if config.use_bias else 0,
         "norms of blocks": layers * 2 * norm,
-        "final norm": norm if config.norm_first else 0,
+        "final norm": norm if config.normalizes_last else 0,
         "pooler": width * (width + 1) if config.pooler else 0,
         "projection": 0 if config.tie_embeddings else config.vocabulary_size * width,
         "output bias": config.vocabulary_size if config.output_bias else 0,

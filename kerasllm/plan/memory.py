@@ -151,7 +151,7 @@ def activation_bytes(config: ModelConfig, dtype: str, rows: int, length: int, *,
     tokens = rows * length
     if isinstance(config, TransformerConfig):
         width, inputs = config.hidden_dim, [config.hidden_dim] * config.num_layers
-        norms = (1 if config.embedding_norm else 0) + (1 if config.norm_first else 0)
+        norms = (1 if config.embedding_norm else 0) + (1 if config.normalizes_last else 0)
         mask = width if config.dropout else 0
     else:
         assert isinstance(config, LSTMConfig)
