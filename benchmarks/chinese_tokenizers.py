@@ -3,13 +3,15 @@
     KERASLLM_DATA=... python benchmarks/chinese_tokenizers.py
 
 writes benchmarks/results/chinese_tokenizers.json and the tables of docs/chinese.md and docs/chinese.zh-CN.md, in about
-ten minutes on two CPU cores. `--table` writes the tables alone, from the results that are there.
+ten minutes on two idle CPU cores; `--passes 0` leaves the LSTM out and takes one minute. `--table` writes the tables
+alone, from the results that are there.
 
 The articles are those of wikipedia-zh, simplified and mixed, all converted to simplified characters and split by title:
 every vocabulary is trained on the same training articles and every model tested on the same test articles. The budget
-is the text: each model is the same LSTM but for its embedding table (which is also its projection), and reads the
-training articles the same number of times, in windows of the same number of tokens; the weights of the pass with the
-best validation loss are scored. Where a vocabulary makes more tokens of a text, that is more updates and more time.
+is the text: an interpolated 5-gram model counts the training articles once; an LSTM, the same but for its embedding
+table (which is also its projection), reads them the same number of times in windows of the same number of tokens, and
+the weights of the pass with the best validation loss are scored. Where a vocabulary makes more tokens of a text, that
+is more updates and more time.
 
 A vocabulary with `<unk>` has no bits per byte: a model that predicts `<unk>` has not said which word it was. Its
 perplexity is that of a word of its own kind, `<unk>` among them, and compares with nothing here.
@@ -31,7 +33,7 @@ import keras
 
 import kerasllm
 from kerasllm.data import Article, Corpus, prepare, read_articles
-from kerasllm.evaluation import KerasModel, compression_bits_per_byte, evaluate
+from kerasllm.evaluation import KerasModel, NGramModel, compression_bits_per_byte, evaluate
 from kerasllm.files import atomic_file, read_json, write_json
 from kerasllm.models import LSTMLanguageModel
 from kerasllm.quickstart import commit, device
@@ -41,29 +43,33 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "chinese_tokenizers.json"
 KINDS = ("byte", "character", "jieba", "sentencepiece", "sentencepiece-bpe")
 FILES = ("zhwiki_simplified.jsonl", "zhwiki_traditional.jsonl")
+ORDER = 5
 BATCH, LENGTH, WIDTH, DTYPE = 16, 128, 256, "mixed_bfloat16"
 BLOCK = re.compile(r"<!-- results -->.*<!-- /results -->", re.DOTALL)
 PAGES = {
     "chinese.md": {
-        "head": "| tokenizer | bits per byte | bits per character | token perplexity | out of vocabulary "
-        "| tokens per character | ids | parameters | updates |",
+        "head": "| tokenizer | ids | tokens per character | out of vocabulary | 5-gram: bits per byte "
+        "| 5-gram: bits per character |",
+        "lstm head": " LSTM: bits per byte | LSTM: bits per character | LSTM: token perplexity | parameters | updates |",
         "none": "none",
-        "note": "Test: {articles} articles, {characters:,} characters, {bytes:,} bytes; context {context} tokens, "
-        "stride {stride}. Each LSTM read the {train:,} characters of the training articles {passes} times. For scale: "
+        "note": "Test: {articles} articles, {characters:,} characters, {bytes:,} bytes; training: {train:,} "
+        "characters. {lstm}For scale: "
         "`xz -9e` primed with the training articles needs {xz:.3f} bits per byte. Lower is better. Measured with "
         "`{command}` ({device}, commit {commit}).",
+        "lstm": "Each LSTM read the training articles {passes} times; context {context} tokens, stride {stride}. ",
         "oov": "Words that the vocabulary of `jieba` lacks, on the test articles: {rates}.",
         "rate": "{rate:.1%} with {size:,} ids",
         "separator": ", ",
     },
     "chinese.zh-CN.md": {
-        "head": "| 分词器 | 每字节比特数 | 每字符比特数 | 词元困惑度 | 未登录词比例 "
-        "| 每字符词元数 | 词表大小 | 参数量 | 更新次数 |",
+        "head": "| 分词器 | 词表大小 | 每字符词元数 | 未登录词比例 | 5-gram：每字节比特数 | 5-gram：每字符比特数 |",
+        "lstm head": " LSTM：每字节比特数 | LSTM：每字符比特数 | LSTM：词元困惑度 | 参数量 | 更新次数 |",
         "none": "无",
-        "note": "测试集：{articles} 篇文章，{characters:,} 个字符，{bytes:,} 字节；上下文 {context} 个词元，"
-        "步幅 {stride}。每个 LSTM 把训练文章的 {train:,} 个字符读了 {passes} 遍。作为参照，"
+        "note": "测试集：{articles} 篇文章，{characters:,} 个字符，{bytes:,} 字节；训练集：{train:,} 个字符。"
+        "{lstm}作为参照，"
         "以训练文章预热的 `xz -9e` 需要每字节 {xz:.3f} 比特。越低越好。"
         "由 `{command}` 测得（{device}，提交 {commit}）。",
+        "lstm": "每个 LSTM 把训练文章读了 {passes} 遍；上下文 {context} 个词元，步幅 {stride}。",
         "oov": "测试文章中 `jieba` 词表未收录的词所占比例：{rates}。",
         "rate": "词表 {size:,} 时为 {rate:.1%}",
         "separator": "，",
@@ -116,25 +122,33 @@ def train(corpus: Corpus, passes: int) -> tuple[LSTMLanguageModel, dict[str, Any
 
 
 def measure(corpus: Corpus, passes: int) -> dict[str, Any]:
-    """Train and score one vocabulary."""
-    tokenizer = corpus.tokenizer
-    model, training = train(corpus, passes)
+    """Train and score the models of one vocabulary."""
+    tokenizer, counts = corpus.tokenizer, corpus.manifest["splits"]["test"]
     texts = [article.text for article in corpus.articles("test")]
-    scores, _ = evaluate(KerasModel(model, tokenizer), corpus.documents("test"), texts, lossless=tokenizer.lossless)
-    characters = corpus.manifest["splits"]["test"]["characters"]
-    per_byte = scores.bits_per_byte
-    return {
+    per_character = counts["bytes"] / counts["characters"]
+    result = {
         "class": type(tokenizer).__name__,
         "vocabulary_size": tokenizer.vocabulary_size,
         "lossless": tokenizer.lossless,
-        "bits_per_byte": per_byte,
-        "bits_per_character": None if per_byte is None else per_byte * scores.bytes / characters,
-        "token_perplexity": scores.token_perplexity,
-        "out_of_vocabulary_rate": corpus.manifest["splits"]["test"].get("out_of_vocabulary_rate"),
-        "tokens_per_character": (scores.tokens - scores.documents) / characters,
-        "test": {name: getattr(scores, name) for name in ("documents", "tokens", "bytes", "context", "stride")},
-        **training,
+        "out_of_vocabulary_rate": counts.get("out_of_vocabulary_rate"),
+        "tokens_per_character": (counts["tokens"] - 2 * counts["articles"]) / counts["characters"],
+        "test_bytes": counts["bytes"],
+        "ngram": None,
+        "lstm": None,
     }
+    if tokenizer.lossless:
+        ngram = NGramModel(ORDER, vocabulary_size=tokenizer.vocabulary_size).fit(corpus.documents("train"))
+        bits = ngram.bits_per_byte(corpus.documents("test"), texts)
+        result["ngram"] = {"order": ORDER, "bits_per_byte": bits, "bits_per_character": bits * per_character}
+    if passes:
+        model, training = train(corpus, passes)
+        runner = KerasModel(model, tokenizer)
+        scores, _ = evaluate(runner, corpus.documents("test"), texts, lossless=tokenizer.lossless)
+        bits = scores.bits_per_byte
+        per = {"bits_per_byte": bits, "bits_per_character": None if bits is None else bits * per_character}
+        read = {name: getattr(scores, name) for name in ("tokens", "context", "stride", "token_perplexity")}
+        result["lstm"] = {**per, **read, **training}
+    return result
 
 
 def unknown_rates(corpus: Corpus, sizes: tuple[int, ...] = (4096, 8192, 16384)) -> dict[str, float]:
@@ -183,25 +197,32 @@ def summary_of(tokenizer: Tokenizer) -> str:
 
 def table(results: dict[str, Any], words: dict[str, str]) -> str:
     """The block of one page."""
-    lines = [words["head"], "|---|" + "---:|" * 8]
-    for kind, entry in results["tokenizers"].items():
-        figures = [
-            words["none"] if entry["bits_per_byte"] is None else f"{entry['bits_per_byte']:.3f}",
-            words["none"] if entry["bits_per_character"] is None else f"{entry['bits_per_character']:.3f}",
-            f"{entry['token_perplexity']:,.1f}",
-            words["none"] if entry["out_of_vocabulary_rate"] is None else f"{entry['out_of_vocabulary_rate']:.1%}",
-            f"{entry['tokens_per_character']:.3f}",
-            *(f"{entry[key]:,}" for key in ("vocabulary_size", "parameters", "updates")),
+    entries = results["tokenizers"]
+    lstm = entries["byte"]["lstm"]
+    head = words["head"] + (words["lstm head"] if lstm else "")
+    lines = [head, "|---|" + "---:|" * (head.count("|") - 2)]
+
+    def figure(value: float | None, form: str) -> str:
+        return words["none"] if value is None else format(value, form)
+
+    for kind, entry in entries.items():
+        ngram = entry["ngram"] or {"bits_per_byte": None, "bits_per_character": None}
+        cells = [
+            figure(entry["vocabulary_size"], ","),
+            figure(entry["tokens_per_character"], ".3f"),
+            figure(entry["out_of_vocabulary_rate"], ".1%"),
+            *(figure(ngram[key], ".3f") for key in ("bits_per_byte", "bits_per_character")),
         ]
-        lines.append(f"| `{kind}` | " + " | ".join(figures) + " |")
+        if lstm:
+            cells += [figure(entry["lstm"][key], ".3f") for key in ("bits_per_byte", "bits_per_character")]
+            cells += [figure(entry["lstm"]["token_perplexity"], ",.1f")]
+            cells += [figure(entry["lstm"][key], ",") for key in ("parameters", "updates")]
+        lines.append(f"| `{kind}` | " + " | ".join(cells) + " |")
     rates = results["out_of_vocabulary_rate_of_jieba_by_vocabulary_size"]
-    test = results["tokenizers"]["byte"]["test"]
     note = words["note"].format(
         **results["corpus"]["splits"]["test"],
-        context=test["context"],
-        stride=test["stride"],
         train=results["corpus"]["splits"]["train"]["characters"],
-        passes=results["passes"],
+        lstm=words["lstm"].format(passes=results["passes"], **lstm) if lstm else "",
         xz=results["baselines_bits_per_byte"]["xz -9e primed"],
         **{key: results[key] for key in ("command", "device", "commit")},
     )
@@ -212,13 +233,15 @@ def table(results: dict[str, Any], words: dict[str, str]) -> str:
 def main() -> None:
     """Measure and write results and tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--passes", type=int, default=3, help="times that each model reads the training articles")
+    parser.add_argument(
+        "--passes", type=int, default=3, help="times that each LSTM reads the training articles; 0: no LSTM"
+    )
     parser.add_argument("--vocabulary-size", type=int, default=4096, help="ids of all but bytes")
     parser.add_argument("--table", action="store_true", help="only write the tables of the pages")
     parser.add_argument("--output", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     if not arguments.table:
-        head = commit()  # before the ten minutes in which it may change
+        head = commit()  # before the minutes in which it may change
         folder = Path(os.environ.get("KERASLLM_DATA", ".")) / "wikipedia-zh"
         with tempfile.TemporaryDirectory() as work:
             measured = run(folder, Path(work), arguments.passes, arguments.vocabulary_size)
