@@ -2,8 +2,8 @@
 
     KERASLLM_DATA=... python benchmarks/chinese_tokenizers.py
 
-writes benchmarks/results/chinese_tokenizers.json and the tables of docs/chinese.md and docs/chinese.zh-CN.md, in about
-ten minutes on two idle CPU cores; `--passes 0` leaves the LSTM out and takes one minute. `--table` writes the tables
+writes benchmarks/results/chinese_tokenizers.json and the tables of docs/chinese.md and docs/chinese.zh-CN.md, in an
+estimated ten minutes on two idle CPU cores; `--passes 0` leaves the LSTM out and takes a minute. `--table` writes the tables
 alone, from the results that are there.
 
 The articles are those of wikipedia-zh, simplified and mixed, all converted to simplified characters and split by title:
@@ -20,6 +20,7 @@ perplexity is that of a word of its own kind, `<unk>` among them, and compares w
 import argparse
 import datetime
 import json
+import math
 import os
 import re
 import tempfile
@@ -49,8 +50,9 @@ BLOCK = re.compile(r"<!-- results -->.*<!-- /results -->", re.DOTALL)
 PAGES = {
     "chinese.md": {
         "head": "| tokenizer | ids | tokens per character | out of vocabulary | 5-gram: bits per byte "
-        "| 5-gram: bits per character |",
-        "lstm head": " LSTM: bits per byte | LSTM: bits per character | LSTM: token perplexity | parameters | updates |",
+        "| 5-gram: bits per character | 5-gram: token perplexity |",
+        "lstm head": " LSTM: bits per byte | LSTM: bits per character | LSTM: token perplexity "
+        "| parameters | updates |",
         "none": "none",
         "note": "Test: {articles} articles, {characters:,} characters, {bytes:,} bytes; training: {train:,} "
         "characters. {lstm}For scale: "
@@ -62,7 +64,8 @@ PAGES = {
         "separator": ", ",
     },
     "chinese.zh-CN.md": {
-        "head": "| 分词器 | 词表大小 | 每字符词元数 | 未登录词比例 | 5-gram：每字节比特数 | 5-gram：每字符比特数 |",
+        "head": "| 分词器 | 词表大小 | 每字符词元数 | 未登录词比例 | 5-gram：每字节比特数 "
+        "| 5-gram：每字符比特数 | 5-gram：词元困惑度 |",
         "lstm head": " LSTM：每字节比特数 | LSTM：每字符比特数 | LSTM：词元困惑度 | 参数量 | 更新次数 |",
         "none": "无",
         "note": "测试集：{articles} 篇文章，{characters:,} 个字符，{bytes:,} 字节；训练集：{train:,} 个字符。"
@@ -121,6 +124,20 @@ def train(corpus: Corpus, passes: int) -> tuple[LSTMLanguageModel, dict[str, Any
     }
 
 
+def ngram(corpus: Corpus) -> dict[str, Any]:
+    """Scores of an interpolated 5-gram model."""
+    tokenizer, counts = corpus.tokenizer, corpus.manifest["splits"]["test"]
+    model = NGramModel(ORDER, vocabulary_size=tokenizer.vocabulary_size).fit(corpus.documents("train"))
+    nll = -sum(float(model.log_probs(document).sum()) for document in corpus.documents("test"))
+    bits = nll / math.log(2)
+    return {
+        "order": ORDER,
+        "bits_per_byte": bits / counts["bytes"] if tokenizer.lossless else None,
+        "bits_per_character": bits / counts["characters"] if tokenizer.lossless else None,
+        "token_perplexity": math.exp(nll / (counts["tokens"] - counts["articles"])),
+    }
+
+
 def measure(corpus: Corpus, passes: int) -> dict[str, Any]:
     """Train and score the models of one vocabulary."""
     tokenizer, counts = corpus.tokenizer, corpus.manifest["splits"]["test"]
@@ -133,13 +150,9 @@ def measure(corpus: Corpus, passes: int) -> dict[str, Any]:
         "out_of_vocabulary_rate": counts.get("out_of_vocabulary_rate"),
         "tokens_per_character": (counts["tokens"] - 2 * counts["articles"]) / counts["characters"],
         "test_bytes": counts["bytes"],
-        "ngram": None,
+        "ngram": ngram(corpus),
         "lstm": None,
     }
-    if tokenizer.lossless:
-        ngram = NGramModel(ORDER, vocabulary_size=tokenizer.vocabulary_size).fit(corpus.documents("train"))
-        bits = ngram.bits_per_byte(corpus.documents("test"), texts)
-        result["ngram"] = {"order": ORDER, "bits_per_byte": bits, "bits_per_character": bits * per_character}
     if passes:
         model, training = train(corpus, passes)
         runner = KerasModel(model, tokenizer)
@@ -206,12 +219,12 @@ def table(results: dict[str, Any], words: dict[str, str]) -> str:
         return words["none"] if value is None else format(value, form)
 
     for kind, entry in entries.items():
-        ngram = entry["ngram"] or {"bits_per_byte": None, "bits_per_character": None}
         cells = [
             figure(entry["vocabulary_size"], ","),
             figure(entry["tokens_per_character"], ".3f"),
             figure(entry["out_of_vocabulary_rate"], ".1%"),
-            *(figure(ngram[key], ".3f") for key in ("bits_per_byte", "bits_per_character")),
+            *(figure(entry["ngram"][key], ".3f") for key in ("bits_per_byte", "bits_per_character")),
+            figure(entry["ngram"]["token_perplexity"], ",.1f"),
         ]
         if lstm:
             cells += [figure(entry["lstm"][key], ".3f") for key in ("bits_per_byte", "bits_per_character")]
@@ -233,9 +246,7 @@ def table(results: dict[str, Any], words: dict[str, str]) -> str:
 def main() -> None:
     """Measure and write results and tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--passes", type=int, default=3, help="times that each LSTM reads the training articles; 0: no LSTM"
-    )
+    parser.add_argument("--passes", type=int, default=3, help="times that each LSTM reads its text; 0: no LSTM")
     parser.add_argument("--vocabulary-size", type=int, default=4096, help="ids of all but bytes")
     parser.add_argument("--table", action="store_true", help="only write the tables of the pages")
     parser.add_argument("--output", type=Path, default=RESULTS)
