@@ -3,8 +3,8 @@
     KERASLLM_DATA=... python benchmarks/chinese_tokenizers.py
 
 writes benchmarks/results/chinese_tokenizers.json and the tables of docs/chinese.md and docs/chinese.zh-CN.md, in an
-estimated ten minutes on two idle CPU cores; `--passes 0` leaves the LSTM out and takes a minute. `--table` writes the tables
-alone, from the results that are there.
+estimated ten minutes on two idle CPU cores; `--passes 0` leaves the LSTM out and takes a minute. `--table` writes the
+tables alone, from the results that are there.
 
 The articles are those of wikipedia-zh, simplified and mixed, all converted to simplified characters and split by title:
 every vocabulary is trained on the same training articles and every model tested on the same test articles. The budget
