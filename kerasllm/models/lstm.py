@@ -166,7 +166,7 @@ class LSTMLanguageModel(LanguageModel):
         """Resets metrics and the state that evaluation carries."""
         super().reset_metrics()
         for variable in (v for pair in self._carried.get("test", ()) for v in pair):
-            variable.assign(ops.zeros_like(variable))
+            variable.assign(ops.zeros(variable.shape, variable.dtype))
 
     def train_step(self, *args: Any, **kwargs: Any) -> Any:
         """One step of `fit`, with the carried state where there is one."""

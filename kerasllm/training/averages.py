@@ -22,7 +22,8 @@ class AveragedWeights(keras.callbacks.Callback):
         pairs = averaged(self.model)
         self._raw = [np.array(keras.ops.convert_to_numpy(weight)) for weight, _ in pairs]
         for weight, average in pairs:
-            weight.assign(average)
+            # a copy: JAX would share the array, and give its memory away when it evaluates
+            weight.assign(np.array(keras.ops.convert_to_numpy(average)))
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
         """Put the raw weights back."""
