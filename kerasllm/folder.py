@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kerasllm.errors import InputError
-from kerasllm.files import atomic_file, atomic_folder, read_json, sha256, write_json
+from kerasllm.files import atomic_folder, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     import keras
@@ -186,7 +186,7 @@ def _packaged(name: str) -> Path:
 
 
 def write_weights(model: "keras.Model", path: str | os.PathLike[str], metadata: dict[str, str] | None = None) -> None:
-    """Write a model's weights as one safetensors file, atomically.
+    """Write a model's weights as one safetensors file, atomically and one after the other.
 
     Args:
         model: A built model; its variable paths must differ from each other.
@@ -196,11 +196,9 @@ def write_weights(model: "keras.Model", path: str | os.PathLike[str], metadata: 
     Raises:
         InputError: Two variables have the same path.
     """
-    import safetensors.numpy
+    from kerasllm.convert.safetensors_folder import write_tensors
 
-    tensors = weight_arrays(model)
-    with atomic_file(path) as file:
-        file.write(safetensors.numpy.save(tensors, metadata))
+    write_tensors(path, _named_weights(model), metadata, read=_array)
 
 
 def weight_arrays(model: "keras.Model") -> dict[str, np.ndarray]:
@@ -209,15 +207,23 @@ def weight_arrays(model: "keras.Model") -> dict[str, np.ndarray]:
     Raises:
         InputError: Two variables have the same path.
     """
-    from keras import ops
+    return {name: _array(weight) for name, weight in _named_weights(model).items()}
 
-    tensors: dict[str, np.ndarray] = {}
+
+def _named_weights(model: "keras.Model") -> dict[str, "keras.Variable"]:
+    weights: dict[str, keras.Variable] = {}
     for weight in model.weights:
         name = weight_name(weight, model)
-        if name in tensors:
+        if name in weights:
             raise InputError(f"{model.name}: has two variables with path {name}; name its layers differently")
-        tensors[name] = np.asarray(ops.convert_to_numpy(weight), order="C")
-    return tensors
+        weights[name] = weight
+    return weights
+
+
+def _array(weight: "keras.Variable") -> np.ndarray:
+    from keras import ops
+
+    return np.asarray(ops.convert_to_numpy(weight), order="C")
 
 
 def read_weights(model: "keras.Model", path: str | os.PathLike[str]) -> None:

@@ -19,7 +19,8 @@ from checkpoint_files import (
 )
 
 from kerasllm.convert.readers import TensorInfo, open_checkpoint
-from kerasllm.convert.safetensors_folder import SafetensorsFolder, write_safetensors_folder
+from kerasllm.convert.safetensors_folder import SafetensorsFolder, write_safetensors_folder, write_tensors
+from kerasllm.errors import InputError
 
 ALL_DTYPES = ["f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?", ml_dtypes.bfloat16]
 
@@ -34,6 +35,36 @@ def test_every_dtype_that_numpy_has_is_read(tmp_path):
             n: (a.shape, str(a.dtype), a.nbytes) for n, a in tensors.items()
         }
         equal(read_all(source), tensors)
+
+
+def test_a_file_is_the_librarys_byte_for_byte_and_written_tensor_by_tensor(tmp_path):
+    random = np.random.default_rng(0)
+    tensors = {f"{np.dtype(d)}.ü": random.integers(0, 2, (3, 4)).astype(d) for d in ALL_DTYPES}
+    tensors |= {"scalar": np.array(1.5), "turned": random.random((3, 5)).T, "a": np.zeros(3, "f4")}
+    path = tmp_path / "w.safetensors"
+    alive = []
+
+    def read(name):
+        alive.append(name)
+        return tensors[name]
+
+    described = {name: Described(name, array) for name, array in tensors.items()}
+    write_tensors(path, described, {"it's": '"x"'}, read=lambda one: read(one.name))
+    plain = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
+    assert path.read_bytes() == safetensors.numpy.save(plain, {"it's": '"x"'})
+    assert sorted(alive) == sorted(tensors)
+    write_tensors(path, tensors)
+    assert path.read_bytes() == safetensors.numpy.save(plain)
+    with pytest.raises(InputError, match="complex64"):
+        write_tensors(path, {"c": np.zeros(2, "complex64")})
+    assert path.read_bytes() == safetensors.numpy.save(plain)
+
+
+class Described:
+    """An array of which only shape and dtype are known until it is read."""
+
+    def __init__(self, name, array):
+        self.name, self.shape, self.dtype = name, array.shape, array.dtype
 
 
 def test_what_torch_writes_in_bfloat16_and_float16_is_read(tmp_path):

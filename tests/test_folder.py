@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -294,6 +295,20 @@ def test_weights_are_written_whole_or_not_at_all(tmp_path, monkeypatch, error):
     assert path.read_bytes() == before
     assert leftovers(tmp_path) == ["w.safetensors"]
     folders.read_weights(model, path)
+
+
+def test_writing_weights_takes_no_memory_for_a_second_copy(tmp_path):
+    model = LSTMLanguageModel({**TINY, "hidden_dim": 256, "num_layers": 3})
+    model.build()
+    size = sum(weight.numpy().nbytes for weight in model.weights)
+    tracemalloc.start()
+    try:
+        folders.write_weights(model, tmp_path / "w.safetensors")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < size / 2, (peak, size)
+    folders.read_weights(model, tmp_path / "w.safetensors")
 
 
 def test_two_variables_of_one_path_are_refused(tmp_path):

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from kerasllm.convert.readers import AGAIN, SAFE, TensorInfo, file_size, no_tensor, quoted
 from kerasllm.errors import InputError
-from kerasllm.files import atomic_folder, umask, write_json
+from kerasllm.files import atomic_file, atomic_folder, write_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -42,6 +42,8 @@ _DTYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
+_ORDER = ("U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16", "I8", "U8", "BOOL")
+"""Dtypes as the library orders the data of a file."""
 
 
 class SafetensorsFolder:
@@ -162,6 +164,52 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         return tensors
 
 
+def write_tensors(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    read: Callable[[Any], np.ndarray] = np.asarray,
+) -> None:
+    """Write one safetensors file, atomically, byte for byte as the library does but one tensor after the other.
+
+    The library makes the whole file in memory first, beside the arrays. Here the header is written first, from shapes
+    and dtypes alone, so that memory holds no more than one tensor that `read` makes.
+
+    Args:
+        path: The file; replaced if it exists.
+        arrays: By name: arrays, or whatever else has a `shape` and a `dtype` of those that safetensors knows (bfloat16
+            is that of `ml_dtypes`), such as Keras variables.
+        metadata: What to record in the header.
+        read: Makes an array of one of them.
+
+    Raises:
+        InputError: A dtype is none of safetensors'.
+    """
+    kinds = {ours: theirs for theirs, ours in _DTYPES.items()}
+    entries: dict[str, tuple[str, list[int]]] = {}
+    for name, array in arrays.items():
+        if str(array.dtype) not in kinds:
+            raise InputError(f"{path}: {quoted(name)} is of dtype {array.dtype}, which safetensors files cannot hold")
+        entries[name] = kinds[str(array.dtype)], [int(size) for size in array.shape]
+    # The order of the library, which aligns every tensor: large items first, then names.
+    order = sorted(entries, key=lambda name: (_ORDER.index(entries[name][0]), name.encode()))
+    header: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    at = 0
+    for name in order:
+        kind, shape = entries[name]
+        end = at + math.prod(shape) * _item_bytes(_DTYPES[kind])
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_file(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            # A view of bytes, because bfloat16 has no buffer of its own.
+            file.write(np.ascontiguousarray(read(arrays[name])).reshape(-1).view(np.uint8))
+
+
 def write_safetensors_folder(
     folder: str | os.PathLike[str],
     tensors: Iterable[tuple[str, np.ndarray]],
@@ -201,7 +249,6 @@ def write_safetensors_folder(
                 metadata = {"total_size": sum(sizes.values())}
                 write_json(target / INDEX, {"metadata": metadata, "weight_map": dict(sorted(index.items()))})
         for number, name in enumerate(names):
-            (staging / str(number)).chmod(0o666 & ~umask())  # the library makes files for their owner alone
             (staging / str(number)).replace(folder / name)
         if count > 1:
             (staging / INDEX).replace(folder / INDEX)
@@ -213,19 +260,16 @@ def write_safetensors_folder(
 
 def _write_shards(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], most: int) -> list[dict[str, int]]:
     """Write files `0`, `1` ... and give the bytes of each one's tensors, by name."""
-    import safetensors.numpy
-
     shards: list[dict[str, int]] = []
     shard: dict[str, np.ndarray] = {}
 
     def write() -> None:
-        safetensors.numpy.save_file(shard, folder / str(len(shards)), metadata={"format": "pt"})
+        write_tensors(folder / str(len(shards)), shard, {"format": "pt"})
         shards.append({name: array.nbytes for name, array in shard.items()})
         shard.clear()
 
     for name, tensor in tensors:
-        # the library writes the memory of an array as it lies; order="C" keeps scalars scalars
-        array = np.asarray(tensor, order="C")
+        array = np.asarray(tensor)
         if name in shard or any(name in written for written in shards):
             raise InputError(f"{folder.parent}: two tensors have the name {quoted(name)}; each needs one of its own")
         if shard and sum(other.nbytes for other in shard.values()) + array.nbytes > most:
@@ -248,13 +292,17 @@ def _place(path: Path, name: str, entry: Any) -> tuple[TensorInfo, int]:
             f"{path}: tensor {quoted(name)} has dtype {quoted(kind)}; use a checkpoint with {', '.join(_DTYPES)} only"
         )
     dtype = _DTYPES[kind]
-    nbytes = math.prod(shape) * (2 if dtype == "bfloat16" else np.dtype(dtype).itemsize)
+    nbytes = math.prod(shape) * _item_bytes(dtype)
     if nbytes == 0 or offsets[1] - offsets[0] != nbytes:
         raise InputError(
             f"{path}: tensor {quoted(name)} of shape {shape} and dtype {kind} cannot have {offsets[1] - offsets[0]} "
             f"bytes; {AGAIN}"
         )
     return TensorInfo(tuple(shape), dtype, nbytes), offsets[0]
+
+
+def _item_bytes(dtype: str) -> int:
+    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
 
 
 def _are_sizes(value: Any) -> TypeGuard[list[int]]:
