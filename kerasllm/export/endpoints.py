@@ -29,40 +29,28 @@ def _scalar(dtype: tf.DType, name: str) -> tf.TensorSpec:
     return tf.TensorSpec((), dtype, name=name)
 
 
-class TextEndpoints(tf.Module):
-    """A model and its tokenizer as functions of strings, for a SavedModel.
+class Endpoints(tf.Module):
+    """What models of both kinds can do with strings: write, by `_read` of a text, and turn text into tokens and back.
 
     Args:
-        model: A built language model.
+        model: A built model.
         tokenizer: Its tokenizer.
         max_new_tokens: Most tokens that `serving_default` adds.
-        context: Inputs in a window of `score`.
-        stride: Tokens between the starts of two windows of `score`.
     """
 
-    def __init__(
-        self, model: LanguageModel, tokenizer: Tokenizer, *, max_new_tokens: int, context: int, stride: int
-    ) -> None:
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, *, max_new_tokens: int) -> None:
         super().__init__(name="kerasllm")
         # A tf.Module does not see the variables of a Keras 3 model: name them, or the SavedModel is empty.
         self.weights = {variable_name(v): v.value for v in model.weights}
         self._other_variables = [v.value for v in model.variables]
         self._tokenizer_parts = tokenizer.trackables()
-        # Attributes whose names tf.Module would track are not wanted for these two: keep them out of its sight.
+        # Attributes whose names tf.Module would track are not wanted for these: keep them out of its sight.
         self._python = _Untracked(model, tokenizer)
-        self._max_new_tokens, self._context, self._stride = max_new_tokens, context, stride
+        self._max_new_tokens = max_new_tokens
 
-    def signatures(self) -> dict[str, Any]:
-        """Signature name to function, for `tf.saved_model.save`."""
-        return {
-            "serving_default": self.continue_text,
-            "generate": self.generate,
-            "score": self.score,
-            "score_tokens": self.score_tokens,
-            "logits": self.logits,
-            "tokenize": self.tokenize,
-            "detokenize": self.detokenize,
-        }
+    def _read(self, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tuple[tf.Tensor, ...]]:
+        """Prompts, padded on the left, by how much, and the source of `prefill`."""
+        raise RuntimeError(f"{type(self).__name__} must implement _read")
 
     @tf.function(input_signature=[_text()])
     def continue_text(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -97,6 +85,87 @@ class TextEndpoints(tf.Module):
         return self._generate(text, max_new_tokens, sampling, seed)
 
     @tf.function(input_signature=[_text()])
+    def tokenize(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`tokens` (batch, longest), filled up with zeros, and `lengths` (batch,)."""
+        ids = self._python.tokenizer.tokenize(text)
+        return {"tokens": ids.to_tensor(0), "lengths": tf.cast(ids.row_lengths(), tf.int32)}
+
+    @tf.function(input_signature=[_tokens("tokens"), _lengths()])
+    def detokenize(self, tokens: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
+        """`text` (batch,) of `tokens` (batch, longest) and `lengths` (batch,)."""
+        return {"text": self._python.tokenizer.detokenize(tf.RaggedTensor.from_tensor(tokens, lengths))}
+
+    def _generate(self, text: tf.Tensor, max_new_tokens: tf.Tensor, sampling: Sampling, seed: tf.Tensor) -> Any:
+        model, tokenizer = self._python.model, self._python.tokenizer
+        prompts, padding, source = self._read(text)
+        longest = tf.shape(prompts)[1] - tf.reduce_min(padding)
+        top_p_range = "top_p must be more than 0 and at most 1"
+        checks = [
+            tf.debugging.assert_positive(max_new_tokens, "max_new_tokens must be at least 1"),
+            tf.debugging.assert_non_negative(sampling.temperature, "temperature must be 0 (greedy) or more"),
+            tf.debugging.assert_non_negative(sampling.top_k, "top_k must be 0 (all) or more"),
+            tf.debugging.assert_positive(sampling.top_p, top_p_range),
+            tf.debugging.assert_less_equal(sampling.top_p, 1.0, top_p_range),
+        ]
+        if model.max_sequence_length is not None:
+            checks.append(
+                tf.debugging.assert_less_equal(
+                    longest + max_new_tokens,
+                    model.max_sequence_length,
+                    f"prompt and new tokens do not fit the context of {model.max_sequence_length} tokens",
+                )
+            )
+        with tf.control_dependencies([check for check in checks if check is not None]):
+            # The model must not run before the checks: a position behind the context would fail with its own message.
+            prompts = tf.identity(prompts)
+            uniforms = tf.random.stateless_uniform((tf.shape(prompts)[0], max_new_tokens), seed=tf.stack([seed, 0]))
+        tracing = Tracing(tokenizer.stop_ids)
+        decoding = prefill(model, prompts, padding, max_new_tokens, tracing, source=source)
+        decoding = decode(model, decoding, uniforms, 0, max_new_tokens, sampling, tracing)
+        # The end token vanishes in detokenizing, and after it there are no others.
+        text = tokenizer.detokenize(tf.RaggedTensor.from_tensor(decoding.tokens))
+        return {"text": text, "tokens": decoding.tokens}
+
+    def _documents(self, text: tf.Tensor) -> tf.RaggedTensor:
+        tokenizer = self._python.tokenizer
+        ids = tokenizer.tokenize(text)
+        return tf.concat([self._column(ids, tokenizer.bos_id), ids, self._column(ids, tokenizer.eos_id)], axis=1)
+
+    @staticmethod
+    def _column(ids: tf.RaggedTensor, token: int) -> tf.RaggedTensor:
+        return tf.RaggedTensor.from_tensor(tf.fill((ids.nrows(), 1), tf.constant(token, tf.int32)))
+
+
+class TextEndpoints(Endpoints):
+    """A language model and its tokenizer as functions of strings, for a SavedModel.
+
+    Args:
+        model: A built language model.
+        tokenizer: Its tokenizer.
+        max_new_tokens: Most tokens that `serving_default` adds.
+        context: Inputs in a window of `score`.
+        stride: Tokens between the starts of two windows of `score`.
+    """
+
+    def __init__(
+        self, model: LanguageModel, tokenizer: Tokenizer, *, max_new_tokens: int, context: int, stride: int
+    ) -> None:
+        super().__init__(model, tokenizer, max_new_tokens=max_new_tokens)
+        self._context, self._stride = context, stride
+
+    def signatures(self) -> dict[str, Any]:
+        """Signature name to function, for `tf.saved_model.save`."""
+        return {
+            "serving_default": self.continue_text,
+            "generate": self.generate,
+            "score": self.score,
+            "score_tokens": self.score_tokens,
+            "logits": self.logits,
+            "tokenize": self.tokenize,
+            "detokenize": self.detokenize,
+        }
+
+    @tf.function(input_signature=[_text()])
     def score(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
         """Total natural log probability (with the end token), token count and byte count of each `text` (batch,)."""
         documents = self._documents(text)
@@ -124,56 +193,9 @@ class TextEndpoints(tf.Module):
                 tokens = tf.identity(tokens)
         return {"logits": model(tokens, training=False)}
 
-    @tf.function(input_signature=[_text()])
-    def tokenize(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
-        """`tokens` (batch, longest), filled up with zeros, and `lengths` (batch,)."""
-        ids = self._python.tokenizer.tokenize(text)
-        return {"tokens": ids.to_tensor(0), "lengths": tf.cast(ids.row_lengths(), tf.int32)}
-
-    @tf.function(input_signature=[_tokens("tokens"), _lengths()])
-    def detokenize(self, tokens: tf.Tensor, lengths: tf.Tensor) -> dict[str, tf.Tensor]:
-        """`text` (batch,) of `tokens` (batch, longest) and `lengths` (batch,)."""
-        return {"text": self._python.tokenizer.detokenize(tf.RaggedTensor.from_tensor(tokens, lengths))}
-
-    def _generate(self, text: tf.Tensor, max_new_tokens: tf.Tensor, sampling: Sampling, seed: tf.Tensor) -> Any:
-        model, tokenizer = self._python.model, self._python.tokenizer
-        prompts, padding = _left_padded(tokenizer.tokenize_prompts(text))
-        longest = tf.shape(prompts)[1] - tf.reduce_min(padding)
-        top_p_range = "top_p must be more than 0 and at most 1"
-        checks = [
-            tf.debugging.assert_positive(max_new_tokens, "max_new_tokens must be at least 1"),
-            tf.debugging.assert_non_negative(sampling.temperature, "temperature must be 0 (greedy) or more"),
-            tf.debugging.assert_non_negative(sampling.top_k, "top_k must be 0 (all) or more"),
-            tf.debugging.assert_positive(sampling.top_p, top_p_range),
-            tf.debugging.assert_less_equal(sampling.top_p, 1.0, top_p_range),
-        ]
-        if model.max_sequence_length is not None:
-            checks.append(
-                tf.debugging.assert_less_equal(
-                    longest + max_new_tokens,
-                    model.max_sequence_length,
-                    f"prompt and new tokens do not fit the context of {model.max_sequence_length} tokens",
-                )
-            )
-        with tf.control_dependencies([check for check in checks if check is not None]):
-            # The model must not run before the checks: a position behind the context would fail with its own message.
-            prompts = tf.identity(prompts)
-            uniforms = tf.random.stateless_uniform((tf.shape(prompts)[0], max_new_tokens), seed=tf.stack([seed, 0]))
-        tracing = Tracing(tokenizer.stop_ids)
-        decoding = prefill(model, prompts, padding, max_new_tokens, tracing)
-        decoding = decode(model, decoding, uniforms, 0, max_new_tokens, sampling, tracing)
-        # The end token vanishes in detokenizing, and after it there are no others.
-        text = tokenizer.detokenize(tf.RaggedTensor.from_tensor(decoding.tokens))
-        return {"text": text, "tokens": decoding.tokens}
-
-    def _documents(self, text: tf.Tensor) -> tf.RaggedTensor:
-        tokenizer = self._python.tokenizer
-        ids = tokenizer.tokenize(text)
-        return tf.concat([self._column(ids, tokenizer.bos_id), ids, self._column(ids, tokenizer.eos_id)], axis=1)
-
-    @staticmethod
-    def _column(ids: tf.RaggedTensor, token: int) -> tf.RaggedTensor:
-        return tf.RaggedTensor.from_tensor(tf.fill((ids.nrows(), 1), tf.constant(token, tf.int32)))
+    def _read(self, text: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tuple[tf.Tensor, ...]]:
+        """The texts are the prompts."""
+        return *left_padded(self._python.tokenizer.tokenize_prompts(text)), ()
 
     def _score_document(self, document: tf.Tensor) -> tf.Tensor:
         """Log probability of all tokens of a document but the first, in the windows of `evaluation.windows`."""
@@ -197,8 +219,9 @@ class TextEndpoints(tf.Module):
 class _Untracked:
     """Holds Python objects that tf.Module must not search for variables."""
 
-    def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
         self.model, self.tokenizer = model, tokenizer
+        self.source_tokenizer = tokenizer
 
 
 def score_outputs(logits: tf.Tensor, targets: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -220,8 +243,12 @@ def score_outputs(logits: tf.Tensor, targets: tf.Tensor) -> dict[str, tf.Tensor]
     }
 
 
-def _left_padded(prompts: tf.RaggedTensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """A ragged batch as `(batch, longest)` with the empty slots on the left, and how many each row has."""
+def left_padded(prompts: tf.RaggedTensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """A ragged batch as `(batch, longest)` with the empty slots on the left, and how many each row has.
+
+    Args:
+        prompts: int32 `(batch, None)`.
+    """
     lengths = tf.cast(prompts.row_lengths(), tf.int32)
     # At least two columns, so that prefill always has something to read.
     width = tf.maximum(tf.reduce_max(lengths), 2)

@@ -1,6 +1,7 @@
 """TFLite (LiteRT): a model as one file for phones, with its state as named inputs and outputs."""
 
 import contextlib
+import functools
 import os
 import re
 import tempfile
@@ -12,16 +13,19 @@ import numpy as np
 import tensorflow as tf
 
 from kerasllm.errors import InputError
+from kerasllm.export import seq2seq
 from kerasllm.export.endpoints import edge_functions
 from kerasllm.export.saved_model import check_pair, without_cudnn
 from kerasllm.files import atomic_file
-from kerasllm.models import LanguageModel, merged
-from kerasllm.state import carried
+from kerasllm.models import EncoderDecoder, LanguageModel, merged
+from kerasllm.state import SOURCE_PADDING_MASK, carried
 from kerasllm.text import Tokenizer, load_tokenizer
 
 QUANTIZATIONS = (None, "float16", "int8")
 
 _PREFILL_LENGTHS, _SCORE_LENGTH = (8, 64), 128
+_PAIR_LENGTH = 64
+"""Tokens of source and of target where neither anybody nor the model says."""
 _BYTES_PER_WEIGHT = {None: 4, "float16": 2, "int8": 1}
 # How far the logits of the finished file may be from Keras': rounding, and what the quantization is known to cost, for
 # logits that span 10. Those of large models span more, and so does what is lost of them.
@@ -38,6 +42,8 @@ def export_tflite(
     prefill_lengths: Sequence[int] | None = None,
     score_lengths: Sequence[int] | None = None,
     overwrite: bool = False,
+    source_tokenizer: Tokenizer | None = None,
+    source_length: int | None = None,
 ) -> Path:
     """Write a model as a TFLite file of builtin operations, and its tokenizer beside it.
 
@@ -45,6 +51,8 @@ def export_tflite(
     `score_<n>` gives `log_probs` and `top_1` of n `targets`. Each takes and returns the state by name; a Transformer's
     inputs and outputs are those of the LiteRT-LM engine. `kerasllm.edge.EdgeModel` runs the file. The file is loaded
     and its logits compared with Keras' before it gets its name.
+
+    The signatures of an encoder-decoder are `encode` and `decode`, see `export.seq2seq.edge_functions`.
 
     Args:
         model: A built language model, causal; adapters are merged.
@@ -56,6 +64,8 @@ def export_tflite(
             default, as far as they fit the context.
         score_lengths: Chunks in which a text can be scored; 128, or the context if that is less, by default.
         overwrite: Replace what is there.
+        source_tokenizer: Of an encoder-decoder's sources, where it is another; written into `source_tokenizer/`.
+        source_length: Tokens in an encoder-decoder's source; the model's context, or 64, by default.
 
     Returns:
         The path.
@@ -68,20 +78,25 @@ def export_tflite(
     _check_place(path, tokenizer, overwrite)
     if quantization not in QUANTIZATIONS:
         raise InputError(f"quantization must be one of {QUANTIZATIONS}, received {quantization!r}")
-    check_pair(model, tokenizer)
-    context_length, prefill, score = _lengths(model, context_length, prefill_lengths, score_lengths)
+    check_pair(model, tokenizer, source_tokenizer)
+    lengths = _lengths(model, context_length, prefill_lengths, score_lengths, source_length)
     model = _as_float32(merged(model))
     with without_cudnn(model), _fused_lookup(model):
-        functions = edge_functions(model, context_length, prefill, score)
-        content = _convert(model, functions, quantization)
-    _check(content, model, context_length, quantization)
+        functions = seq2seq.edge_functions if isinstance(model, EncoderDecoder) else edge_functions
+        content = _convert(model, functions(model, *lengths), quantization)
+    _check(content, model, quantization, *lengths)
     with atomic_file(path) as file:
         file.write(content)
         # Before the file gets its name, or an interruption could leave a new model beside the old tokenizer, which
         # would run and answer nonsense. An old model beside the new tokenizer is what remains; `--overwrite` again.
-        if tokenizer is not None:
-            tokenizer.save(path.parent)
+        _save_tokenizers(path.parent, tokenizer, source_tokenizer)
     return path
+
+
+def _save_tokenizers(folder: Path, tokenizer: Tokenizer | None, source_tokenizer: Tokenizer | None) -> None:
+    for place, one in ((folder, tokenizer), (folder / "source_tokenizer", source_tokenizer)):
+        if one is not None:
+            one.save(place)
 
 
 def _check_place(path: Path, tokenizer: Tokenizer | None, overwrite: bool) -> None:
@@ -102,9 +117,17 @@ def _check_place(path: Path, tokenizer: Tokenizer | None, overwrite: bool) -> No
 
 
 def _lengths(
-    model: LanguageModel, asked: int | None, prefill: Sequence[int] | None, score: Sequence[int] | None
-) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """Context length and chunk lengths, asked for or by default, which must fit each other."""
+    model: LanguageModel,
+    asked: int | None,
+    prefill: Sequence[int] | None,
+    score: Sequence[int] | None,
+    source: int | None,
+) -> tuple[Any, ...]:
+    """What `edge_functions` need: context length, and chunk lengths or that of a source, which must fit each other."""
+    if isinstance(model, EncoderDecoder):
+        return _lengths_of_pairs(model, asked, prefill, score, source)
+    if source is not None:
+        raise InputError("the model reads no sources; leave source_length out")
     limit = model.max_sequence_length
     if asked is not None and asked < 1:
         raise InputError(f"context_length must be at least 1, received {asked}")
@@ -119,6 +142,22 @@ def _lengths(
     if max(chunks, default=1) > default:
         raise InputError(f"context_length {default} is less than a chunk of {max(chunks)}; lower the chunk lengths")
     return default, prefill, score
+
+
+def _lengths_of_pairs(
+    model: LanguageModel, asked: int | None, prefill: Any, score: Any, source: int | None
+) -> tuple[int, int]:
+    """Lengths of target and source, asked for or by default."""
+    if prefill or score:
+        raise InputError("an encoder-decoder reads a source and writes token after token; leave the chunk lengths out")
+    limit = model.max_sequence_length
+    found = tuple(limit or _PAIR_LENGTH if length is None else length for length in (asked, source))
+    for name, length in zip(("context_length", "source_length"), found, strict=True):
+        if length < 1:
+            raise InputError(f"{name} must be at least 1, received {length}")
+        if limit is not None and length > limit:
+            raise InputError(f"{name} {length} is more than the model's {limit}; lower it")
+    return found[0], found[1]
 
 
 def _as_float32(model: LanguageModel) -> LanguageModel:
@@ -139,25 +178,26 @@ def _fused_lookup(model: LanguageModel) -> Iterator[None]:
     In int8 the lookup then shares one table, with a scale for each row, with the projection; a GATHER would be given a
     copy of its own, with one scale for all rows.
     """
-    embedding = model.embedding
-    plain = embedding.call
 
     # The name under which the converter knows the operation.
     @tf.function(experimental_implements="embedding_matmul", autograph=False)
     def lookup(table: tf.Tensor, ids: tf.Tensor) -> tf.Tensor:
         return tf.gather(table, ids)
 
-    def call(inputs: tf.Tensor, **options: Any) -> tf.Tensor:
+    def call(embedding: Any, plain: Any, inputs: tf.Tensor, **options: Any) -> tf.Tensor:
         if options.get("reverse"):
             return plain(inputs, **options)
         rows = lookup(tf.convert_to_tensor(embedding.embeddings), tf.reshape(inputs, [-1]))
         return tf.reshape(rows, (*inputs.shape, rows.shape[-1]))
 
-    embedding.call = call
+    layers = seq2seq.embeddings(model) if isinstance(model, EncoderDecoder) else [model.embedding]
+    for layer in layers:
+        layer.call = functools.partial(call, layer, layer.call)
     try:
         yield
     finally:
-        del embedding.call
+        for layer in layers:
+            del layer.call
 
 
 def _convert(model: LanguageModel, functions: dict[str, Any], quantization: str | None) -> bytes:
@@ -184,8 +224,8 @@ def _convert(model: LanguageModel, functions: dict[str, Any], quantization: str 
             ) from error
 
 
-def _check(content: bytes, model: LanguageModel, context_length: int, quantization: str | None) -> None:
-    """Load the file as a phone would and compare two steps with Keras."""
+def _check(content: bytes, model: LanguageModel, quantization: str | None, context_length: int, *others: Any) -> None:
+    """Load the file as a phone would and compare two steps with Keras; `others` begin with the length of a source."""
     from ai_edge_litert.interpreter import Interpreter
 
     least = sum(int(np.prod(w.shape)) for w in model.weights) * _BYTES_PER_WEIGHT[quantization]
@@ -194,13 +234,23 @@ def _check(content: bytes, model: LanguageModel, context_length: int, quantizati
             f"the TFLite file has {len(content)} bytes, less than its weights' {least}; report this as a bug"
         )
     try:
-        runner = Interpreter(model_content=content, num_threads=2).get_signature_runner("decode")
+        interpreter = Interpreter(model_content=content, num_threads=2)
+        runner = interpreter.get_signature_runner("decode")
     except (RuntimeError, ValueError) as error:
         raise InputError(
             f"the TFLite file does not load ({str(error).splitlines()[0]}); report this as a bug"
         ) from error
-    state = model.initial_state(1, context_length)
-    inputs = {name: np.array(value) for name, value in carried(state).items()}
+    inputs: dict[str, Any]
+    if isinstance(model, EncoderDecoder):
+        # A source of three tokens, the rest being padding.
+        source = np.arange(others[0], dtype="int32")[None] % model.source_vocabulary_size
+        mask = np.arange(others[0])[None] < 3
+        state = model.encode_source(source, mask, length=context_length, training=False)
+        inputs = interpreter.get_signature_runner("encode")(source=source, source_padding_mask=mask)
+        inputs |= {SOURCE_PADDING_MASK: mask} if SOURCE_PADDING_MASK in state else {}
+    else:
+        state = model.initial_state(1, context_length)
+        inputs = {name: np.array(value) for name, value in carried(state).items()}
     for step, token in enumerate((1, model.config.vocabulary_size - 1)):
         tokens = np.array([[token]], "int32")
         place = {"input_pos": np.array([step], "int32")} if model.max_sequence_length is not None else {}
@@ -213,4 +263,4 @@ def _check(content: bytes, model: LanguageModel, context_length: int, quantizati
             raise InputError(
                 f"the TFLite file's logits differ from Keras' by {difference:.2g}, more than {tolerance:.2g}; {remedy}"
             )
-        inputs = outputs
+        inputs |= outputs

@@ -10,6 +10,9 @@ from kerasllm.errors import InputError
 from kerasllm.generation.decoding import Decoding, Sampling, Tracing, decode, prefill
 from kerasllm.models import EncoderDecoder, LanguageModel
 
+CHECK_EVERY = 16
+"""Tokens between two looks for a stop string."""
+
 Prompt: TypeAlias = str | Sequence[int]
 """A text, or the token ids of one with whatever they begin with."""
 
@@ -64,8 +67,8 @@ class Continuations:
         *,
         copies: int = 1,
         log_probs: bool = False,
-        jit_compile: bool = False,
-        sources: Sequence[Prompt] | None = None,
+        jit_compile: bool | None = False,
+        sources: Prompt | Sequence[Prompt] | None = None,
         source_tokenizer: TextCodec | None = None,
     ) -> None:
         check_options(sampling, seed)
@@ -91,7 +94,7 @@ class Continuations:
         def step(model: LanguageModel, now: Decoding, uniforms: Any, begin: Any, end: Any, how: Sampling) -> Decoding:
             return decode(model, now, uniforms, begin, end, how, tracing)
 
-        self._step = backend.compiled(model, step, "decode", tracing, jit_compile=jit_compile)
+        self._step = backend.compiled(model, step, "decode", tracing, jit_compile=bool(jit_compile))
         # Reading a prompt is a few large matmuls, which XLA does not make faster on a CPU.
         read = backend.compiled(model, start, "prefill", capacity, tracing, copies)
         self.decoding: Decoding = read(tokens, padding, *source)
@@ -101,6 +104,11 @@ class Continuations:
         stop = min(self.drawn + count, self.max_new_tokens)
         self.decoding = self._step(self.decoding, self.uniforms, np.int32(self.drawn), np.int32(stop), self.sampling)
         self.drawn = stop
+
+    def finish(self) -> None:
+        """Draw until no row can grow."""
+        while not self.finished:
+            self.advance(CHECK_EVERY if self.stop else self.max_new_tokens)
 
     @property
     def finished(self) -> bool:
@@ -113,6 +121,16 @@ class Continuations:
         """Each row's text, cut at a stop string, and whether it was cut."""
         tokens = np.array(self.decoding.tokens)[:, : self.drawn]
         return [text_of(row.tolist(), self.tokenizer, self.stop) for row in tokens]
+
+
+def as_list(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
+    """Prompts as a list, and whether it was one alone (a text, or the token ids of one)."""
+    if isinstance(prompts, str):
+        return [prompts], True
+    rows: list[Any] = list(prompts)
+    if rows and all(isinstance(row, (int, np.integer)) for row in rows):
+        return [[int(row) for row in rows]], True
+    return rows, False
 
 
 def text_of(tokens: Sequence[int], tokenizer: TextCodec, stop: Sequence[str]) -> tuple[str, bool]:
@@ -172,14 +190,14 @@ def source_ids(tokenizer: TextCodec, text: str) -> list[int]:
 
 
 def read_sources(
-    model: LanguageModel, tokenizer: TextCodec, sources: Sequence[Prompt] | None, count: int
+    model: LanguageModel, tokenizer: TextCodec, sources: Prompt | Sequence[Prompt] | None, count: int
 ) -> tuple[np.ndarray, ...]:
     """Sources as arrays of few different shapes.
 
     Args:
         model: A language model.
         tokenizer: That of sources.
-        sources: Texts or token ids, one for each prompt; `None` of a model that reads no source.
+        sources: Texts or token ids, one for each prompt, or one alone; `None` of a model that reads no source.
         count: Number of prompts.
 
     Returns:
@@ -194,8 +212,9 @@ def read_sources(
         if sources is not None:
             raise InputError("the model reads no sources; give prompts alone, or an encoder-decoder")
         return ()
-    if sources is None or len(sources) != count:
-        number = "none" if sources is None else len(sources)
+    given = None if sources is None else as_list(sources)[0]
+    if given is None or len(given) != count:
+        number = "none" if given is None else len(given)
         raise InputError(f"an encoder-decoder needs a source for each of {count} prompts, received {number}")
     size, context = model.source_vocabulary_size, model.max_sequence_length
     if tokenizer.vocabulary_size != size:
@@ -203,7 +222,7 @@ def read_sources(
             f"the tokenizer of sources has {tokenizer.vocabulary_size} tokens but the model {size}; "
             "use the one the model was trained with"
         )
-    rows = [source_ids(tokenizer, source) if isinstance(source, str) else list(source) for source in sources]
+    rows = [source_ids(tokenizer, source) if isinstance(source, str) else list(source) for source in given]
     for index, row in enumerate(rows):
         if not row or not 0 <= min(row) <= max(row) < size:
             raise InputError(f"source {index + 1}: needs token ids from 0 to {size - 1}, received {row[:8]}")

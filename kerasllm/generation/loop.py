@@ -7,12 +7,9 @@ import numpy as np
 
 from kerasllm import stopping
 from kerasllm.errors import InputError
-from kerasllm.generation.continuations import Continuations, Prompt, TextCodec
+from kerasllm.generation.continuations import Continuations, Prompt, TextCodec, as_list
 from kerasllm.generation.decoding import Sampling
 from kerasllm.models import LanguageModel
-
-CHECK_EVERY = 16
-"""Tokens between two looks for a stop string."""
 
 
 @overload
@@ -105,28 +102,11 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p, repetition_penalty, min_p)
     rows, alone = as_list(prompts)
     stops = stopping.strings(stop)
-    read: dict[str, Any] = {
-        "sources": None if sources is None else as_list(sources)[0],
-        "source_tokenizer": source_tokenizer,
-    }
-    continuations = Continuations(
-        model, tokenizer, rows, max_new_tokens, sampling, stops, seed, jit_compile=jit_compile, **read
-    )
-    step = CHECK_EVERY if stops else max_new_tokens
-    while not continuations.finished:
-        continuations.advance(step)
+    more: dict[str, Any] = {"jit_compile": jit_compile, "sources": sources, "source_tokenizer": source_tokenizer}
+    continuations = Continuations(model, tokenizer, rows, max_new_tokens, sampling, stops, seed, **more)
+    continuations.finish()
     texts = [text for text, _ in continuations.texts()]
     return texts[0] if alone else texts
-
-
-def as_list(prompts: Prompt | Sequence[Prompt]) -> tuple[list[Prompt], bool]:
-    """Prompts as a list, and whether it was one alone (a text, or the token ids of one)."""
-    if isinstance(prompts, str):
-        return [prompts], True
-    rows: list[Any] = list(prompts)
-    if rows and all(isinstance(row, (int, np.integer)) for row in rows):
-        return [[int(row) for row in rows]], True
-    return rows, False
 
 
 def generate_tokens(
@@ -174,9 +154,7 @@ def stream(
     """
     stops = stopping.strings(options.pop("stop", ()))
     max_new_tokens, seed = options.pop("max_new_tokens", 64), options.pop("seed", 0)
-    more = {"jit_compile": options.pop("jit_compile", False), "source_tokenizer": options.pop("source_tokenizer", None)}
-    sources = options.pop("sources", None)
-    more["sources"] = None if sources is None else as_list(sources)[0]
+    more = {name: options.pop(name, None) for name in ("jit_compile", "sources", "source_tokenizer")}
     if chunk < 1:
         raise InputError(f"chunk must be at least 1, received {chunk}")
     continuations = Continuations(model, tokenizer, [prompt], max_new_tokens, Sampling(**options), stops, seed, **more)

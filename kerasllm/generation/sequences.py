@@ -9,9 +9,16 @@ import numpy as np
 from kerasllm import backend, stopping
 from kerasllm.errors import InputError
 from kerasllm.generation.beam import Hypotheses, beam_search
-from kerasllm.generation.continuations import Continuations, Prompt, TextCodec, read_prompts, read_sources, text_of
+from kerasllm.generation.continuations import (
+    Continuations,
+    Prompt,
+    TextCodec,
+    as_list,
+    read_prompts,
+    read_sources,
+    text_of,
+)
 from kerasllm.generation.decoding import Sampling
-from kerasllm.generation.loop import CHECK_EVERY, as_list
 from kerasllm.models import LanguageModel
 
 
@@ -77,26 +84,26 @@ def generate_sequences(
     if not (given := as_list(prompts)[0]):
         return []
     found: Any
-    read = None if sources is None else as_list(sources)[0]
     if num_beams > 1:
-        source = read_sources(model, source_tokenizer or tokenizer, read, len(given))
+        source = read_sources(model, source_tokenizer or tokenizer, sources, len(given))
         found = _search(model, tokenizer, given, source, max_new_tokens, num_beams, length_penalty, jit_compile)
         counts = np.minimum(np.sum(found.exist, axis=1), num_sequences)
     else:
         more: dict[str, Any] = {"copies": num_sequences, "log_probs": True, "jit_compile": jit_compile}
-        more |= {"sources": read, "source_tokenizer": source_tokenizer}
+        more |= {"sources": sources, "source_tokenizer": source_tokenizer}
         drawing = Continuations(model, tokenizer, given, max_new_tokens, how, stops, seed, **more)
-        while not drawing.finished:
-            drawing.advance(CHECK_EVERY if stops else max_new_tokens)
+        drawing.finish()
         found, counts = drawing.decoding, np.full(len(given), num_sequences)
     rows = zip(*(_of_prompts(a, len(given), max_new_tokens) for a in (found.tokens, found.log_probs)), strict=True)
-    # Where there are fewer continuations than beams, those that are none come last.
-    drawn = [
-        [_continuation(t, p, tokenizer, stops, length_penalty) for t, p in list(zip(*row, strict=True))[:count]]
-        for row, count in zip(rows, counts, strict=True)
-    ]
+    options: dict[str, Any] = {"tokenizer": tokenizer, "stop": stops, "length_penalty": length_penalty}
+    drawn = [_row(t, p, count, **options) for (t, p), count in zip(rows, counts, strict=True)]
     # A stop string may have cut the best.
     return [sorted(row, key=lambda one: -one.score) for row in drawn] if num_beams > 1 else drawn
+
+
+def _row(tokens: list[Any], log_probs: list[Any], count: int, **options: Any) -> list[Continuation]:
+    """The continuations of a prompt: where there are fewer than beams, those that are none come last."""
+    return [_continuation(*one, **options) for one in list(zip(tokens, log_probs, strict=True))[:count]]
 
 
 def _of_prompts(columns: Any, prompts: int, count: int) -> list[list[list[Any]]]:

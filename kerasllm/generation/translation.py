@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from kerasllm.generation.continuations import Prompt, TextCodec
-from kerasllm.generation.loop import as_list, generate
+from kerasllm.generation.continuations import Prompt, TextCodec, as_list
+from kerasllm.generation.loop import generate
 from kerasllm.generation.sequences import generate_sequences
 from kerasllm.models import LanguageModel
 
