@@ -13,16 +13,45 @@ Values = dict[str, Any]
 
 _HOUSEKEEPING = frozenset(
     {
-        *("_attn_implementation", "_name_or_path", "architectures", "attn_implementation", "auto_map", "bos_token_id"),
-        *("chunk_size_feed_forward", "classifier_dropout", "dtype", "eos_token_id", "finetuning_task"),
-        *("gradient_checkpointing", "id2label", "initializer_range", "is_llama_config", "label2id", "model_type"),
-        *("n_ctx", "output_attentions", "output_hidden_states", "pad_token_id", "pretraining_tp", "problem_type"),
-        *("return_dict", "rope_interleaved", "sep_token_id", "summary_activation", "summary_first_dropout"),
-        *("summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "tokenizer_class"),
-        *("torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "use_cache"),
+        *("_attn_implementation", "_name_or_path", "_num_labels", "architectures", "attn_implementation", "auto_map"),
+        *("bos_token_id", "chunk_size_feed_forward", "classifier_dropout", "directionality", "dtype", "eos_token_id"),
+        *("finetuning_task", "gradient_checkpointing", "id2label", "initializer_range", "is_llama_config", "label2id"),
+        *(
+            "model_type",
+            "n_ctx",
+            "output_attentions",
+            "output_hidden_states",
+            "output_past",
+            "pad_token_id",
+            "pooler_fc_size",
+        ),
+        *("pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "predict_special_tokens"),
+        *("pretraining_tp", "problem_type", "return_dict", "rope_interleaved", "sep_token_id", "summary_activation"),
+        *(
+            "summary_first_dropout",
+            "summary_proj_to_labels",
+            "summary_type",
+            "summary_use_proj",
+            "task_specific_params",
+        ),
+        *(
+            "tokenizer_class",
+            "torch_dtype",
+            "torchscript",
+            "transformers.js_config",
+            "transformers_version",
+            "use_cache",
+        ),
     }
 )
 """Keys that say nothing of what the model computes (in LLaMA `pretraining_tp` splits a matmul without changing it)."""
+
+_LEGACY: Mapping[str, tuple[Any, ...]] = {
+    "n_special": (0,),
+    "pooler_type": ("first_token_transform",),
+    "pruned_heads": ({}, None),
+}
+"""Keys of older files that only one value leaves the model as it is; they are not written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +72,7 @@ class Family:
     table: Table
     fields: Mapping[str, str]
     constants: Values
-    fixed: Mapping[str, tuple[Any, ...]]
+    fixed: dict[str, tuple[Any, ...]]
     read: Callable[[Values], Values]
     write: Callable[[TransformerConfig], Values]
 
@@ -60,6 +89,9 @@ def _read_llama(values: Values) -> Values:
         fields["rotary_scaling"] = RotaryScaling(float(factor), float(low), float(high), int(original))
     elif kind != "default":
         raise InputError(f"rope_type {kind!r} is not supported; known are default and llama3")
+    length = values.get("max_position_embeddings", _DEFAULTS["llama"]["max_sequence_length"])
+    if (other := values.pop("max_sequence_length", length)) != length:
+        raise InputError(f"max_sequence_length {other!r} is not max_position_embeddings {length!r}; set them alike")
     attention, mlp = values.pop("attention_bias", False), values.pop("mlp_bias", False)
     fields.update(use_bias=mlp, attention_bias=None if attention == mlp else attention)
     head_dim = values.pop("head_dim", None)
@@ -243,7 +275,8 @@ def read_config(content: Any) -> tuple[str, TransformerConfig]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"holds a value of the wrong kind ({error}); copy the file again") from None
-    for key, allowed in family.fixed.items():
+    legacy = {key: allowed for key, allowed in _LEGACY.items() if key in values}
+    for key, allowed in (family.fixed | legacy).items():
         value = values.pop(key, allowed[0])
         if value not in allowed:
             raise InputError(f"{key} {value!r} is not supported, only {' or '.join(map(repr, allowed))}")
