@@ -241,8 +241,38 @@ def test_heads_are_those_of_transformers_both_ways(kind, tmp_path):
     folder = to_huggingface(model, tmp_path / "ours")
     cls = getattr(transformers, json.loads((folder / "config.json").read_text())["architectures"][0])
     again, report = cls.from_pretrained(folder, output_loading_info=True)
-    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    # As in published files, where BertForMaskedLM leaves the pooler to those who want it.
+    pooler = {f"bert.pooler.dense.{name}" for name in ("weight", "bias")} if kind == "BertForPreTraining" else set()
+    assert not report["missing_keys"] and not report["mismatched_keys"]
+    assert set(report["unexpected_keys"]) == pooler
     np.testing.assert_allclose(their_logits(again.eval(), text, mask, segments)[real], expected[real], atol=1e-4)
+
+
+def test_a_masked_language_model_of_a_checkpoint_becomes_a_classifier_with_its_pooler(tmp_path):
+    """As bert-base-*, which declare BertForMaskedLM and hold a pooler."""
+    import torch
+    import transformers
+
+    torch.manual_seed(1)
+    theirs = transformers.BertForPreTraining(transformers.BertConfig(**_BERT)).eval()
+    theirs.save_pretrained(tmp_path / "m")
+    content = json.loads((tmp_path / "m" / "config.json").read_text())
+    (tmp_path / "m" / "config.json").write_text(json.dumps({**content, "architectures": ["BertForMaskedLM"]}))
+    model = read_huggingface_model(tmp_path / "m")
+    assert not {v.path for v in model.trainable_variables} & {v.path for v in model.backbone.pooler.weights}
+    text, mask = padded()
+    with torch.no_grad():
+        arguments = {"input_ids": torch.tensor(text.astype("int64")), "attention_mask": torch.tensor(mask).long()}
+        expected = theirs.bert(**arguments).pooler_output.numpy()
+    again = read_huggingface_model(to_huggingface(model, tmp_path / "again"))
+    for source in (model, model.backbone, again, again.backbone):
+        classifier = SequenceClassifier.from_backbone(source, num_classes=2)
+        hidden = classifier.backbone.encode(text, padding_mask=mask)
+        np.testing.assert_allclose(np.array(classifier.backbone.pool(hidden)), expected, atol=1e-5)
+        assert len(classifier.backbone.pooler.trainable_variables) == 2
+    averaged = SequenceClassifier.from_backbone(model.backbone, num_classes=2, pooling="mean")
+    assert averaged.backbone.pooler is None
+    np.testing.assert_array_equal(np.array(averaged.backbone.encode(text)), np.array(model.backbone.encode(text)))
 
 
 def test_heads_that_transformers_lacks_are_refused(tmp_path):

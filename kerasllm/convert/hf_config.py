@@ -15,33 +15,13 @@ _HOUSEKEEPING = frozenset(
     {
         *("_attn_implementation", "_name_or_path", "_num_labels", "architectures", "attn_implementation", "auto_map"),
         *("bos_token_id", "chunk_size_feed_forward", "classifier_dropout", "directionality", "dtype", "eos_token_id"),
-        *("finetuning_task", "gradient_checkpointing", "id2label", "initializer_range", "is_llama_config", "label2id"),
-        *(
-            "model_type",
-            "n_ctx",
-            "output_attentions",
-            "output_hidden_states",
-            "output_past",
-            "pad_token_id",
-            "pooler_fc_size",
-        ),
-        *("pooler_num_attention_heads", "pooler_num_fc_layers", "pooler_size_per_head", "predict_special_tokens"),
-        *("pretraining_tp", "problem_type", "return_dict", "rope_interleaved", "sep_token_id", "summary_activation"),
-        *(
-            "summary_first_dropout",
-            "summary_proj_to_labels",
-            "summary_type",
-            "summary_use_proj",
-            "task_specific_params",
-        ),
-        *(
-            "tokenizer_class",
-            "torch_dtype",
-            "torchscript",
-            "transformers.js_config",
-            "transformers_version",
-            "use_cache",
-        ),
+        *("finetuning_task", "gradient_checkpointing", "id2label", "initializer_range", "is_llama_config"),
+        *("label2id", "model_type", "n_ctx", "output_attentions", "output_hidden_states", "output_past"),
+        *("pad_token_id", "pooler_fc_size", "pooler_num_attention_heads", "pooler_num_fc_layers"),
+        *("pooler_size_per_head", "predict_special_tokens", "pretraining_tp", "problem_type", "return_dict"),
+        *("rope_interleaved", "sep_token_id", "summary_activation", "summary_first_dropout"),
+        *("summary_proj_to_labels", "summary_type", "summary_use_proj", "task_specific_params", "tokenizer_class"),
+        *("torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "use_cache"),
     }
 )
 """Keys that say nothing of what the model computes (in LLaMA `pretraining_tp` splits a matmul without changing it)."""

@@ -81,18 +81,19 @@ def read_huggingface_model(folder: str | os.PathLike[str], *, dtype: str | None 
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     source = SafetensorsFolder(folder)
+    pooler = family == "bert" and any(name.endswith("pooler.dense.weight") for name in source.tensors)
+    config = dataclasses.replace(config, pooler=pooler)
     architecture = next(iter(content.get("architectures") or ()), None)
     if architecture in _HEADS:
         head, table = _HEADS[architecture]
         return build_model(head, _head_config(head, config, content), source, table, dtype=dtype)
-    if family == "bert" and any(name.endswith("pooler.dense.weight") for name in source.tensors):
-        config = dataclasses.replace(config, pooler=True)
     return build_model(TransformerLanguageModel, config, source, FAMILIES[family].table, dtype=dtype)
 
 
 def _head_config(head: type[Head], backbone: TransformerConfig, content: dict[str, Any]) -> HeadConfig:
     """Config of a head, with the labels of `config.json`."""
-    settings: dict[str, Any] = {"backbone": dataclasses.replace(backbone, pooler=head is SequenceClassifier)}
+    pooler = backbone.pooler or head is SequenceClassifier
+    settings: dict[str, Any] = {"backbone": dataclasses.replace(backbone, pooler=pooler)}
     if head in (SequenceClassifier, TokenClassifier):
         labels = content.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
         try:

@@ -95,7 +95,7 @@ HF_BERT = Table(
 
 _POOLER = r"bert\.pooler\..*"
 
-# Heads of BERT. Those without a pooler leave the one that older files have.
+# Heads of BERT. Those without a pooler leave the one that older files have; a masked language model keeps it.
 HF_BERT_CLASSIFIER = HF_BERT.under_head(*_dense("classifier", "classifier"))
 HF_BERT_TOKENS = HF_BERT.under_head(*_dense("classifier", "classifier"), unused=(_POOLER,))
 HF_BERT_SPANS = HF_BERT.under_head(*_dense("span", "qa_outputs"), unused=(_POOLER,))

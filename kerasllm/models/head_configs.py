@@ -188,14 +188,17 @@ class SpanExtractorConfig(HeadConfig):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLanguageModelConfig(HeadConfig):
-    """Config of `MaskedLanguageModel`; see `HeadConfig`. The backbone is a bidirectional Transformer."""
+    """Config of `MaskedLanguageModel`; see `HeadConfig`. The backbone is a bidirectional Transformer.
+
+    A pooler is kept although this head does not use it: other heads are made of the model once it is trained.
+    """
 
     def _check(self) -> None:
         if not isinstance(self.backbone, TransformerConfig) or self.backbone.causal:
             raise InputError("a masked language model needs a bidirectional Transformer; make it with causal=False")
 
     def _unused(self, backbone: TransformerConfig) -> dict[str, Any]:
-        return {"output_bias": False, "pooler": False}
+        return {"output_bias": False}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,6 +17,7 @@ from kerasllm.models.head_configs import (
     SpanExtractorConfig,
     TokenClassifierConfig,
 )
+from kerasllm.models.lora import merged
 from kerasllm.models.lstm import LSTMLanguageModel
 from kerasllm.models.transformer import TransformerLanguageModel
 from kerasllm.presets import preset
@@ -64,11 +65,12 @@ class Head(keras.Model):
         return self.backbone.max_sequence_length
 
     @classmethod
-    def from_backbone(cls, backbone: LanguageModel, *, name: str | None = None, **settings: Any) -> Self:
+    def from_backbone(cls, backbone: "LanguageModel | Head", *, name: str | None = None, **settings: Any) -> Self:
         """A new head over the weights of a language model, which are copied.
 
         Args:
-            backbone: A built model, such as `kerasllm.load` gives; it stays as it is.
+            backbone: A built model, such as `kerasllm.load` gives, or a head, whose backbone is meant; it stays as it
+                is. Adapters are merged.
             name: Of the new model.
             **settings: Fields of the head's config but `backbone`.
 
@@ -78,13 +80,17 @@ class Head(keras.Model):
         Raises:
             InputError: A setting is unknown or refused.
         """
+        if isinstance(backbone, Head):
+            backbone = backbone.backbone
         if not isinstance(backbone, LanguageModel):
             raise InputError(f"{cls.__name__} needs a language model under it, received a {type(backbone).__name__}")
+        backbone = merged(backbone)
         config = cls.config_class.from_dict({"backbone": backbone.config, **settings})
         with backend.deferred():
             model = cls(config, dtype=backbone.dtype_policy, name=name)
             model.build()
-        values = {variable_name(weight): weight.value for weight in backbone.weights}
+        # Either may be the backbone of a head, which is a part of its variables' names.
+        values = {variable_name(weight).removeprefix("backbone/"): weight.value for weight in backbone.weights}
         for weight in model.backbone.weights:
             backend.set_value(weight, values[variable_name(weight).removeprefix("backbone/")])
         backend.initialize_rest(model)
@@ -300,7 +306,7 @@ class MaskedLanguageModel(Head):
     """BERT's head of pretraining: dense, activation, layer norm, the embedding table as projection, a bias.
 
     Devlin et al. 2019, section 3.1. Give positions that are not masked `sample_weight` 0. Arguments and call arguments
-    are those of `Head`.
+    are those of `Head`. A pooler of the backbone is kept as it is, for the heads that are made of this model later.
 
     Returns:
         float32 logits `(batch, length, vocabulary_size)`.
@@ -312,6 +318,8 @@ class MaskedLanguageModel(Head):
     def __init__(self, config: MaskedLanguageModelConfig | dict[str, Any], **kwargs: Any) -> None:
         super().__init__(config, **kwargs)
         backbone, policy = self.config.backbone, self.dtype_policy
+        if self.backbone.pooler is not None:
+            self.backbone.pooler.trainable = False  # no loss reaches it here
         approximate = backbone.activation == "gelu_approximate"
         self.transform = keras.layers.Dense(
             backbone.hidden_dim, kernel_initializer=_initializer(), dtype=policy, name="transform"
