@@ -156,6 +156,29 @@ def test_the_head_of_a_task_learns_beside_the_adapters(tmp_path):
     np.testing.assert_allclose(np.array(merged(model)(text)), np.array(model(text)), atol=1e-5)
 
 
+def test_a_head_and_keras_hub_take_adapters_over_merged():
+    from kerasllm.convert.keras_hub import to_keras_hub
+
+    text = np.arange(12, dtype="int32").reshape(2, 6)
+    model = enable_lora(base(), rank=2)
+    train(model)
+    expected = np.array(model.encode(text))
+    assert np.abs(expected - np.array(base().encode(text))).max() > 0.01  # the adapters say something
+    classifier = SequenceClassifier.from_backbone(model, num_classes=2, pooling="mean")
+    np.testing.assert_allclose(np.array(classifier.backbone.encode(text)), expected, atol=1e-4)
+    theirs = to_keras_hub(model)
+    hub = theirs({"token_ids": text, "padding_mask": np.ones_like(text)})
+    np.testing.assert_allclose(np.array(hub), expected, atol=1e-4)
+    # And adapters under a head, of which the backbone or the whole is given on.
+    adapted = enable_lora(SequenceClassifier.from_backbone(base(), num_classes=2, pooling="mean"), rank=2)
+    for variable in adapted.backbone.trainable_variables:
+        variable.assign(np.random.default_rng(2).normal(size=variable.shape) * 0.2)
+    expected = np.array(adapted.backbone.encode(text))
+    for source in (adapted, adapted.backbone):
+        again = SequenceClassifier.from_backbone(source, num_classes=3, pooling="last")
+        np.testing.assert_allclose(np.array(again.backbone.encode(text)), expected, atol=1e-4)
+
+
 def test_what_cannot_be_is_refused(tmp_path):
     model = base()
     for arguments, word in (

@@ -13,7 +13,7 @@ from kerasllm.convert.readers import TensorInfo
 from kerasllm.convert.tables import KERAS_HUB_BERT, KERAS_HUB_GPT2, KERAS_HUB_LLAMA
 from kerasllm.convert.weights import written_weights
 from kerasllm.errors import InputError
-from kerasllm.models import LanguageModel, TransformerLanguageModel
+from kerasllm.models import LanguageModel, TransformerLanguageModel, merged
 
 _GPT2 = {"positions": "learned", "norm": "layer_norm", "activation": "gelu_approximate", "use_bias": True}
 _BERT = {
@@ -129,7 +129,7 @@ def to_keras_hub(model: LanguageModel) -> Any:
     """Hand a model back as a KerasHub backbone, for KerasHub's tasks, trainers and exporters.
 
     Args:
-        model: A built Transformer that one of the backbones above can express.
+        model: A built Transformer that one of the backbones above can express; adapters are merged.
 
     Returns:
         The backbone, with a copy of the weights. A BERT with exact GELU differs there by about 1e-3: KerasHub computes
@@ -142,6 +142,7 @@ def to_keras_hub(model: LanguageModel) -> Any:
 
     if not isinstance(model, TransformerLanguageModel):
         raise InputError(f"{type(model).__name__} has no counterpart in KerasHub; only Transformers can be handed back")
+    model = merged(model)
     kind = _kind(model.config)
     arguments = {theirs: getattr(model.config, ours) for ours, theirs in _FIELDS[kind].items()}
     if kind.startswith("Llama"):

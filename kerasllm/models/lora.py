@@ -184,7 +184,8 @@ def merged(model: Model) -> Model:
     with backend.deferred():
         copy = type(model)(model.config, dtype=model.dtype_policy)
         copy.build()
-    values = {variable_name(weight): weight.value for weight in model.weights}
+    inside = "" if hasattr(model, "backbone") else _BACKBONE  # of a head that is not a part of the copy
+    values = {variable_name(weight).removeprefix(inside): weight.value for weight in model.weights}
     for path, layer in layers.items():
         change = ops.matmul(layer.lora_kernel_a.value, layer.lora_kernel_b.value)
         name = next(name for name in values if name.endswith(f"{path}/kernel"))
@@ -197,12 +198,12 @@ def merged(model: Model) -> Model:
 
 
 def _dense_layers(model: keras.Model) -> dict[str, keras.layers.Dense]:
-    """Dense layers of the blocks by path: `block_0/attention/query`."""
+    """Dense layers of the blocks by path: `block_0/attention/query`, `encoder/block_0/attention/query`."""
     found = {}
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.Dense) and layer.built:
             name = variable_name(layer._kernel).removeprefix(_BACKBONE).removesuffix("/kernel")
-            if name.startswith("block_"):
+            if name.startswith(("block_", "encoder/block_")):
                 found[name] = layer
     return found
 
