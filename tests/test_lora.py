@@ -183,11 +183,15 @@ def test_what_cannot_be_is_refused(tmp_path):
     model = base()
     for arguments, word in (
         ({"rank": 0}, "rank must be at least 1"),
+        *(({"alpha": alpha}, "alpha must be") for alpha in (0, -1.0, float("nan"), float("inf"))),
+        ({"targets": ()}, "targets must name layers"),
         ({"targets": ("attention/qeury",)}, "known are attention/key, attention/output"),
     ):
         with pytest.raises(InputError) as error:
             enable_lora(model, **arguments)
         assert word in one_line(error)
+        assert not any("lora" in weight.path for weight in model.weights) and all(v.trainable for v in model.weights)
+    assert len(enable_lora(base(), rank=1, targets="attention/key").trainable_variables) == 4
     with pytest.raises(InputError, match="has no adapters"):
         save_adapters(model, tmp_path / "a.safetensors")
     with pytest.raises(InputError, match="no weights yet"):

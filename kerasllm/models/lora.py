@@ -45,15 +45,22 @@ def enable_lora(
         The model itself.
 
     Raises:
-        InputError: The rank is not positive, a target names no layer, or the model has adapters or is not built.
+        InputError: Rank or alpha is not positive, there are no targets or one names no layer, or the model has
+            adapters or is not built.
     """
     if not model.built:
         raise InputError("the model has no weights yet; build or load it before enable_lora")
     if rank < 1:
         raise InputError(f"rank must be at least 1, received {rank}")
+    scale = rank if alpha is None else alpha
+    if not 0 < scale < float("inf"):
+        raise InputError(f"alpha must be a positive number, received {alpha}")
+    targets = (targets,) if isinstance(targets, str) else tuple(targets)
+    if not targets:
+        raise InputError(f"targets must name layers to adapt, such as {', '.join(TARGETS)}")
     if _adapted(model):
         raise InputError("the model has adapters already; save it without them, or go on training these")
-    layers = {path: layer for path, layer in _dense_layers(model).items() if path.endswith(tuple(targets))}
+    layers = {path: layer for path, layer in _dense_layers(model).items() if path.endswith(targets)}
     for target in targets:
         if not any(path.endswith(target) for path in layers):
             names = sorted({path.split("/", 1)[1] for path in _dense_layers(model)})
@@ -65,7 +72,7 @@ def enable_lora(
     for variable in language_model.trainable_variables:
         variable.trainable = False
     for layer in layers.values():
-        layer.enable_lora(rank, lora_alpha=rank if alpha is None else alpha)
+        layer.enable_lora(rank, lora_alpha=scale)
     return model
 
 
