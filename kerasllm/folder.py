@@ -128,8 +128,10 @@ def load(path_or_name: str | os.PathLike[str], *, dtype: str | None = None) -> t
         )
     verify(folder, (CONFIG, "tokenizer.json"))
     model = _make(folder / CONFIG, dtype)
+    tokenizer = _tokenizer(folder, model)
+    _check_memory(model, folder)
     read_weights(model, folder / WEIGHTS)
-    return model, _tokenizer(folder, model)
+    return model, tokenizer
 
 
 def _load_file(path: Path, dtype: str | None) -> tuple["LanguageModel", "Tokenizer"]:
@@ -334,6 +336,14 @@ def _make(config: Path, dtype: str | None) -> "LanguageModel":
     return model
 
 
+def _check_memory(model: "LanguageModel", path: Path) -> None:
+    """Refuse a model that `_make` made, but for whose weights there is too little memory."""
+    from kerasllm.convert.memory import check_memory
+    from kerasllm.convert.weights import weight_bytes
+
+    check_memory(weight_bytes(model), str(path))
+
+
 def _tokenizer(folder: Path, model: "LanguageModel") -> "Tokenizer":
     from kerasllm.text import load_tokenizer
 
@@ -354,6 +364,8 @@ def _load_saved_model(folder: Path, dtype: str | None) -> tuple["LanguageModel",
     if not (extra / CONFIG).is_file():
         raise InputError(f"{folder}: is a SavedModel that kerasllm did not export ({SAVED_MODEL_EXTRA} lacks {CONFIG})")
     model = _make(extra / CONFIG, dtype)
+    tokenizer = _tokenizer(extra, model)
+    _check_memory(model, folder)
     try:
         checkpoint = tf.train.load_checkpoint(str(folder / "variables" / "variables"))
         # TensorFlow's checkpoint keys write "." as ".." and "/" as ".S".
@@ -372,4 +384,4 @@ def _load_saved_model(folder: Path, dtype: str | None) -> tuple["LanguageModel",
         raise InputError(
             f"{folder}: its variables cannot be read ({str(error).splitlines()[0]}); export it anew"
         ) from None
-    return model, _tokenizer(extra, model)
+    return model, tokenizer

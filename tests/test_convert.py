@@ -9,7 +9,7 @@ import safetensors.numpy
 from artefacts import one_line
 
 from kerasllm.convert.hf_config import FAMILIES, read_config, write_config
-from kerasllm.convert.huggingface import read_huggingface_model, to_huggingface
+from kerasllm.convert.huggingface import from_huggingface, read_huggingface_model, to_huggingface
 from kerasllm.errors import InputError
 from kerasllm.models import TransformerLanguageModel
 
@@ -211,6 +211,51 @@ def test_a_model_larger_than_memory_is_refused_before_it_is_read(originals, monk
     with pytest.raises(InputError) as error:
         read_huggingface_model(originals("gpt2")[1])
     assert "of memory" in one_line(error)
+
+
+def test_the_tokenizer_of_another_model_is_refused_before_weights_are_read(originals, tmp_path, monkeypatch):
+    monkeypatch.setattr("kerasllm.convert.safetensors_folder.SafetensorsFolder.read", None)
+    folder = shutil.copytree(originals("bert")[1], tmp_path / "m")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{i}" for i in range(VOCABULARY))]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    with pytest.raises(InputError) as error:
+        from_huggingface(folder)
+    assert f"{len(words)} tokens" in one_line(error) and str(folder) in str(error.value)
+
+
+def test_memory_is_checked_before_tied_copies_are_compared(originals, tmp_path, monkeypatch):
+    folder = changed(originals("llama-grouped")[1], tmp_path / "m", tie_word_embeddings=True)
+    monkeypatch.setattr("kerasllm.convert.safetensors_folder.SafetensorsFolder.read", None)
+    monkeypatch.setattr("kerasllm.convert.memory.available_memory", lambda: 10_000)
+    with pytest.raises(InputError, match="of memory"):
+        read_huggingface_model(folder)
+
+
+_CLASSIFIER = ["BertForSequenceClassification"]
+IMPOSSIBLE_HEADS = [
+    {"architectures": 5},
+    {"architectures": [["x"]]},
+    {"architectures": "BertForMaskedLM"},
+    {"architectures": _CLASSIFIER, "classifier_dropout": "x"},
+    {"architectures": _CLASSIFIER, "id2label": 3},
+    {"architectures": _CLASSIFIER, "id2label": {"0": "a", "1": "a"}},
+    {"architectures": _CLASSIFIER, "id2label": {"0": "a"}},
+    {"architectures": _CLASSIFIER, "id2label": {"1": "a", "2": "b"}},
+]
+
+
+@pytest.mark.parametrize("change", IMPOSSIBLE_HEADS, ids=str)
+def test_heads_that_cannot_be_are_refused_with_the_file(change, originals, tmp_path):
+    folder = changed(originals("bert")[1], tmp_path / "m", **change)
+    with pytest.raises(InputError) as error:
+        read_huggingface_model(folder)
+    assert one_line(error).startswith(f"{folder / 'config.json'}: ")
+
+
+def test_a_head_of_bert_on_another_family_is_refused(originals, tmp_path):
+    folder = changed(originals("gpt2")[1], tmp_path / "m", architectures=["BertForMaskedLM"])
+    with pytest.raises(InputError, match=r"config\.json: architecture BertForMaskedLM is BERT's"):
+        read_huggingface_model(folder)
 
 
 @pytest.mark.parametrize("name", CASES)

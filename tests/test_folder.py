@@ -234,11 +234,32 @@ def test_weights_of_another_model_change_nothing(tiny, tmp_path):
     assert "no such file" in one_line(caught)
 
 
-def test_the_tokenizer_of_another_model_is_refused(saved, tmp_path):
+@pytest.fixture
+def unread(monkeypatch):
+    """Whoever reads a weight fails."""
+
+    def fail(*_):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("kerasllm.convert.safetensors_folder.SafetensorsFolder.read", fail)
+    monkeypatch.setattr("tensorflow.train.load_checkpoint", fail)
+
+
+def test_the_tokenizer_of_another_model_is_refused_before_weights_are_read(saved, tmp_path, unread):
     folder = shutil.copytree(saved["lstm"], tmp_path / "m")
     replace(folder, "tokenizer.json", (saved["learned"] / "tokenizer.json").read_bytes())
-    message = refused(folder)
-    assert "258" in message and "340" in message
+    exported = shutil.copytree(saved_model("lstm"), tmp_path / "s")
+    shutil.copy(saved["learned"] / "tokenizer.json", exported / folders.SAVED_MODEL_EXTRA)
+    for path in (folder, exported):
+        message = refused(path)
+        assert "258" in message and "340" in message
+
+
+def test_a_model_larger_than_memory_is_refused_before_weights_are_read(saved, monkeypatch, unread):
+    monkeypatch.setattr("kerasllm.convert.memory.available_memory", lambda: 1000)
+    for path in (saved["lstm"], saved_model("lstm")):
+        message = refused(path)
+        assert str(path) in message and "of memory" in message
 
 
 def test_a_folder_without_a_model_and_a_path_to_nothing_are_refused(tmp_path):

@@ -75,7 +75,10 @@ def _read_llama(values: Values) -> Values:
     attention, mlp = values.pop("attention_bias", False), values.pop("mlp_bias", False)
     fields.update(use_bias=mlp, attention_bias=None if attention == mlp else attention)
     head_dim = values.pop("head_dim", None)
-    derived = values["hidden_size"] // values["num_attention_heads"]
+    heads = values["num_attention_heads"]
+    if heads == 0:
+        raise InputError("num_attention_heads must be at least 1, received 0")
+    derived = values["hidden_size"] // heads
     if head_dim is not None and head_dim != derived:
         raise InputError(f"head_dim {head_dim} is not hidden_size / num_attention_heads = {derived}; not supported")
     return fields
@@ -251,7 +254,7 @@ def read_config(content: Any) -> tuple[str, TransformerConfig]:
         fields = {ours: values.pop(theirs) for theirs, ours in family.fields.items() if theirs in values}
     except KeyError as error:
         raise InputError(f"lacks {error.args[0]}; copy the file again from where the model came from") from None
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"holds a value of the wrong kind ({error}); copy the file again") from None

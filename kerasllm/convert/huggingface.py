@@ -1,7 +1,9 @@
 """Hugging Face folders: `config.json` and safetensors, read and written."""
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -67,27 +69,52 @@ def from_huggingface(folder: str | os.PathLike[str], *, dtype: str | None = None
     """
     from kerasllm.text.pretrained import tokenizer_from_huggingface
 
-    model = read_huggingface_model(folder, dtype=dtype)
-    return model, tokenizer_from_huggingface(folder, vocabulary_size=model.config.vocabulary_size)
+    cls, config, source, table = _plan(Path(folder))
+    # Before the weights, which may take minutes.
+    tokenizer = tokenizer_from_huggingface(folder, vocabulary_size=config.vocabulary_size)
+    return build_model(cls, config, source, table, dtype=dtype), tokenizer
 
 
 def read_huggingface_model(folder: str | os.PathLike[str], *, dtype: str | None = None) -> Any:
     """The model of a Hugging Face folder, without a tokenizer; see `from_huggingface`."""
-    folder = Path(folder)
+    cls, config, source, table = _plan(Path(folder))
+    return build_model(cls, config, source, table, dtype=dtype)
+
+
+def _plan(folder: Path) -> tuple[type[Any], Any, SafetensorsFolder, Table]:
+    """Class, config, weights and table of a folder's model, of which nothing but config and headers is read."""
     path = folder / _CONFIG
     content = read_json(path)
-    try:
+    with _about(path):
         family, config = read_config(content)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        architecture = _architecture(content)
     source = SafetensorsFolder(folder)
     pooler = family == "bert" and any(name.endswith("pooler.dense.weight") for name in source.tensors)
     config = dataclasses.replace(config, pooler=pooler)
-    architecture = next(iter(content.get("architectures") or ()), None)
-    if architecture in _HEADS:
-        head, table = _HEADS[architecture]
-        return build_model(head, _head_config(head, config, content), source, table, dtype=dtype)
-    return build_model(TransformerLanguageModel, config, source, FAMILIES[family].table, dtype=dtype)
+    if architecture not in _HEADS:
+        return TransformerLanguageModel, config, source, FAMILIES[family].table
+    head, table = _HEADS[architecture]
+    with _about(path):
+        if family != "bert":
+            raise InputError(f"architecture {architecture} is BERT's, model_type {family}; copy the file again")
+        return head, _head_config(head, config, content), source, table
+
+
+@contextlib.contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Name the file in an error about its content."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _architecture(content: dict[str, Any]) -> str:
+    """The class of `transformers` that wrote a file; empty where it does not say."""
+    names = content.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"architectures is {names!r:.80}, no list of names of classes; copy the file again")
+    return names[0] if names else ""
 
 
 def _head_config(head: type[Head], backbone: TransformerConfig, content: dict[str, Any]) -> HeadConfig:
@@ -99,7 +126,7 @@ def _head_config(head: type[Head], backbone: TransformerConfig, content: dict[st
         try:
             names = [str(labels[str(index)]) for index in range(len(labels))]
         except (KeyError, TypeError):
-            raise InputError(f"{_CONFIG}: id2label does not number its labels from 0; put them right") from None
+            raise InputError("id2label does not number its labels from 0; put them right") from None
         settings |= {"num_classes": len(names), "labels": tuple(names)}
     rate = content.get("classifier_dropout")
     return head.config_class(**settings, dropout=backbone.dropout if rate is None else rate)

@@ -107,8 +107,9 @@ class _Use(NamedTuple):
 def read_weights(model: keras.Model, source: TensorSource, table: Table, *, also_unused: Sequence[str] = ()) -> None:
     """Give a model that was built in `backend.deferred` the weights of a checkpoint, one tensor at a time.
 
-    All names and shapes are checked before anything is read. A tensor is cast to its variable's dtype before the next
-    one is read, so that memory holds the model and a tensor or two.
+    Names, shapes and the memory there is are checked before anything is read (and then, whether a tensor that repeats
+    another is equal to it). A tensor is cast to its variable's dtype before the next one is read, so that memory holds
+    the model and a tensor or two.
 
     Args:
         model: The model.
@@ -124,8 +125,8 @@ def read_weights(model: keras.Model, source: TensorSource, table: Table, *, also
     names = _names(source, table)
     uses = _match({name: tuple(weight.shape) for name, weight in variables.items()}, table, set(names))
     _check(uses, variables, source, names)
+    check_memory(weight_bytes(model), str(source.path))
     _check_surplus(source, names, {use.name for use in uses}, table, (*table.unused, *also_unused))
-    check_memory(sum(_bytes(weight) for weight in variables.values()), str(source.path))
     size = _head_dim(model)
     for use in uses:
         array = use.transform.read(source.read(names[use.name]), size)
@@ -244,8 +245,9 @@ def _head_dim(model: keras.Model) -> int:
     return getattr(config, "head_dim", 1)
 
 
-def _bytes(variable: keras.Variable) -> int:
-    return math.prod(variable.shape) * (2 if str(variable.dtype).endswith("float16") else 4)
+def weight_bytes(model: keras.Model) -> int:
+    """Bytes of memory that a model's weights take once they are there."""
+    return sum(math.prod(w.shape) * (2 if str(w.dtype).endswith("float16") else 4) for w in model.weights)
 
 
 def _numpy_dtype(name: str) -> Any:
