@@ -10,7 +10,15 @@ import tensorflow as tf
 from kerasllm import state as names
 from kerasllm.config import LSTMEncoderDecoderConfig, TransformerConfig, TransformerSeq2SeqConfig
 from kerasllm.errors import InputError
-from kerasllm.models import SEQ2SEQ, EncoderDecoder, SequenceClassifier, variable_name
+from kerasllm.models import (
+    SEQ2SEQ,
+    EncoderDecoder,
+    LSTMLanguageModel,
+    SequenceClassifier,
+    enable_lora,
+    merged,
+    variable_name,
+)
 
 pytest.register_assert_rewrite("oracles")
 import oracles  # noqa: E402
@@ -201,6 +209,38 @@ def test_the_gradient_reaches_every_variable(config):
 
 
 @of(SEQ2SEQS)
+def test_attention_scores_are_those_that_make_the_logits(config):
+    model, given = make(config), inputs()
+    scores = [np.array(layer) for layer in model.attention_scores(given)]
+    if not isinstance(config, TransformerConfig):
+        heads, layers = 1, 0 if config.attention is None else 1
+    else:
+        heads, layers = config.num_heads, config.num_layers
+    assert [layer.shape for layer in scores] == [(3, heads, 7, 6)] * layers
+    for layer in scores:
+        close(layer.sum(-1), 1)
+        assert (layer[np.broadcast_to(~given["source_padding_mask"][:, None, None], layer.shape)] < 1e-6).all()
+        assert layer[0].std() > 1e-3
+    if isinstance(config, TransformerConfig):
+        # The same blocks give the logits.
+        memory = model.encoder.encode(given["source"], padding_mask=given["source_padding_mask"])
+        x = model._embed(given["target"], None, np.arange(7, dtype="int32"))
+        for block, expected in zip(model.blocks, scores, strict=True):
+            options = {"context": memory, "context_mask": given["source_padding_mask"]}
+            x, own, cross = block(x, **options, return_attention_scores=True)
+            assert own.shape == (3, heads, 7, 7)
+            close(cross, expected)
+        close(model.project(model._normalize(x)), model(given), 1e-4)
+    elif layers:
+        memory = np.array(model.encode_source(given["source"], given["source_padding_mask"])["memory_v_0"])
+        state = model.encode_source(given["source"], given["source_padding_mask"])
+        hidden = LSTMLanguageModel.encode(model, given["target"], state=state)[0]
+        read = np.concatenate([scores[0][:, 0] @ memory, np.array(hidden)], -1)
+        outputs = np.tanh(read @ np.array(model.attention.output_projection.kernel))
+        close(model.project(outputs), model(given), 1e-4)
+
+
+@of(SEQ2SEQS)
 def test_mixed_precision_keeps_logits_in_float32_and_near(config):
     model, reference, given = make(config, dtype="mixed_bfloat16"), make(config), inputs()
     logits = model(given)
@@ -305,3 +345,40 @@ def test_the_base_class_says_what_a_subclass_must_implement():
     with pytest.raises(RuntimeError, match="Empty must implement encode_source"):
         Empty(SEQ2SEQS["plain"]).encode_source(None)
     assert set(SEQ2SEQ) == {"LSTMEncoderDecoder", "TransformerSeq2Seq"}
+
+
+def test_adapters_reach_encoder_and_decoder_and_merge():
+    model, given = make(SEQ2SEQS["grouped"]), inputs()
+    before = np.array(model(given))
+    enable_lora(model, rank=2)
+    adapted = {variable_name(v).rsplit("/", 1)[0] for v in model.trainable_variables}
+    assert {"block_0/attention/query", "block_0/cross_attention/query", "encoder/block_0/attention/query"} < adapted
+    close(model(given), before, 1e-6)
+    model.compile(keras.optimizers.Adam(0.05))
+    model.fit(given, tokens(3, 7), verbose=0)
+    after = np.array(model(given))
+    assert np.abs(after - before).max() > 1e-3
+    close(merged(model)(given), after, 1e-4)
+
+
+@pytest.mark.parametrize("name", ["vaswani", "luong"])
+def test_formats_of_language_models_refuse_it_in_one_line(name, tmp_path):
+    from kerasllm.convert.huggingface import to_huggingface
+    from kerasllm.evaluation.runners import KerasModel
+    from kerasllm.plan import parameter_count
+    from kerasllm.text import ByteTokenizer
+
+    model = make(dataclasses.replace(SEQ2SEQS[name], vocabulary_size=258))
+    text = np.zeros((1, 3), "int32")
+    for call, message in (
+        (lambda: to_huggingface(model, ByteTokenizer(), tmp_path / "m"), "."),
+        (lambda: KerasModel(model, ByteTokenizer()).score_tokens(text, text), "no probability to a text alone"),
+        (lambda: parameter_count(model.config), "can be planned"),
+    ):
+        with pytest.raises(InputError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+    if name == "luong":
+        model.carry_state(None)
+        with pytest.raises(ValueError, match="carries no state from batch to batch"):
+            model.carry_state(4)

@@ -6,7 +6,8 @@ import numpy as np
 from keras import ops
 
 from kerasllm import backend
-from kerasllm.models import LanguageModel
+from kerasllm.errors import InputError
+from kerasllm.models import EncoderDecoder, LanguageModel
 
 
 def score_tokens(model: LanguageModel, tokens: Any, targets: Any) -> tuple[Any, Any]:
@@ -26,7 +27,13 @@ def score_tokens(model: LanguageModel, tokens: Any, targets: Any) -> tuple[Any, 
 
 
 def score_windows(model: LanguageModel, tokens: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`score_tokens`, compiled, numpy in and out."""
+    """`score_tokens`, compiled, numpy in and out.
+
+    Raises:
+        InputError: The model is an encoder-decoder.
+    """
+    if isinstance(model, EncoderDecoder):
+        raise InputError("an encoder-decoder gives no probability to a text alone; evaluate it on pairs")
     function = backend.compiled(model, score_tokens, "score_tokens")
     log_probs, top_1 = function(tokens, targets)
     return np.array(log_probs), np.array(top_1)

@@ -69,10 +69,10 @@ class TransformerBlock(keras.layers.Layer):
         cache: Optional pair of self-attention tensors, see `MultiHeadAttention`; needs `causal`.
         position: Slot of the first input in the cache.
         left_padding: Optional int32 `(batch,)`, empty slots at the start of each row.
-        return_attention_scores: Whether to return the self-attention weights too.
+        return_attention_scores: Whether to return the weights of self-attention too, and those of cross-attention.
 
     Returns:
-        `(batch, length, hidden_dim)`; then the weights and the new cache, where asked for.
+        `(batch, length, hidden_dim)`; then the weights of each attention and the new cache, where asked for.
 
     Raises:
         ValueError: An argument is out of range, `context` is given without `cross_attention` or lacks with it, or a
@@ -175,19 +175,24 @@ class TransformerBlock(keras.layers.Layer):
                 return_attention_scores=return_attention_scores,
                 training=training,
             )
-            if isinstance(outputs, tuple):
-                extras.extend(outputs[1:])
-                return outputs[0]
-            return outputs
+            return _first(outputs, extras)
+
+        def cross(x: Any) -> Any:
+            outputs = self.cross_attention(
+                x,
+                context=context,
+                context_cache=context_cache,
+                key_mask=context_mask,
+                return_attention_scores=return_attention_scores,
+                training=training,
+            )
+            weights: list[Any] = []
+            x = _first(outputs, weights)
+            extras[1:1] = weights  # behind the weights of self-attention, before the cache
+            return x
 
         x = self._residual(inputs, attend, self.attention_norm, training)
         if self.cross_attention is not None:
-
-            def cross(x: Any) -> Any:
-                return self.cross_attention(
-                    x, context=context, context_cache=context_cache, key_mask=context_mask, training=training
-                )
-
             x = self._residual(x, cross, self.cross_attention_norm, training)
         x = self._residual(x, self.feedforward, self.feedforward_norm, training)
         return (x, *extras) if extras else x
@@ -221,3 +226,11 @@ class TransformerBlock(keras.layers.Layer):
             "rotary_scaling": self.attention.get_config()["rotary_scaling"],
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }
+
+
+def _first(outputs: Any, others: list[Any]) -> Any:
+    """The first of several outputs, or the only one; the others go into the list."""
+    if not isinstance(outputs, tuple):
+        return outputs
+    others.extend(outputs[1:])
+    return outputs[0]

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from kerasllm.config import LSTMEncoderDecoderConfig, TransformerSeq2SeqConfig
-from kerasllm.layers import GlobalAttention, LSTMStack
+from kerasllm.layers import GlobalAttention, LSTMStack, token_positions
 from kerasllm.models.base import LanguageModel
 from kerasllm.models.lstm import LSTMLanguageModel
 from kerasllm.models.transformer import TransformerLanguageModel
@@ -115,6 +115,18 @@ class EncoderDecoder(LanguageModel):
             raise ValueError(f"{self.name}: needs source and target, as a dictionary or as a tuple, or a state")
         return given["source"], given["target"], given.get(SOURCE_PADDING_MASK)
 
+    def attention_scores(self, inputs: Any) -> list[Any]:
+        """What each target token looked at in the source, to draw.
+
+        Args:
+            inputs: Source and target, as in a call.
+
+        Returns:
+            Weights of each layer of cross-attention, first to last, each float32
+            `(batch, num_heads, length, source_length)`; an LSTM has one, with one head, or none.
+        """
+        raise RuntimeError(f"{type(self).__name__} must implement attention_scores")
+
     def compute_output_shape(self, input_shape: Any) -> Any:
         """`(batch, length, vocabulary_size)`, length being the target's."""
         return (*self._unpacked(input_shape)[1], self.config.vocabulary_size)
@@ -180,6 +192,17 @@ class TransformerSeq2Seq(EncoderDecoder, TransformerLanguageModel):
         """
         self._check_state(state)
         return super().encode(tokens, padding_mask, segment_ids, state, training)
+
+    def attention_scores(self, inputs: Any) -> list[Any]:
+        """See `EncoderDecoder.attention_scores`."""
+        source, target, mask = self._unpacked(inputs)
+        memory = self.encoder.encode(source, padding_mask=mask, training=False)
+        x = self._embed(target, None, token_positions(ops.shape(target)[1], 0, None))
+        scores = []
+        for block in self.blocks:
+            x, _, weights = block(x, context=memory, context_mask=mask, return_attention_scores=True, training=False)
+            scores.append(weights)
+        return scores
 
 
 @keras.saving.register_keras_serializable(package="kerasllm")
@@ -265,6 +288,17 @@ class LSTMEncoderDecoder(EncoderDecoder, LSTMLanguageModel):
             return hidden, state
         memory = state[memory_key(0)], state[memory_value(0)]
         return self.attention(hidden, context_cache=memory, context_mask=state.get(SOURCE_PADDING_MASK)), state
+
+    def attention_scores(self, inputs: Any) -> list[Any]:
+        """See `EncoderDecoder.attention_scores`."""
+        if self.attention is None:
+            return []
+        source, target, mask = self._unpacked(inputs)
+        state = self.encode_source(source, mask, training=False)
+        hidden, _ = super().encode(target, state=state, training=False)
+        memory = state[memory_key(0)], state[memory_value(0)]
+        options = {"context_cache": memory, "context_mask": state.get(SOURCE_PADDING_MASK)}
+        return [self.attention(hidden, **options, return_attention_scores=True)[1][:, None]]
 
     def carry_state(self, batch_size: int | None) -> None:
         """Refused: each target begins with its source.
