@@ -71,11 +71,12 @@ def fit(
     """`model.fit`, which goes on after a crash, Ctrl-C or kill -9 if the same command is given with --resume."""
     # Batches of (inputs, targets), each int32 (batch, length): full windows, no padding.
     windows = {"batch_size": args.batch_size, "sequence_length": args.sequence_length}
-    folder, fresh = out / "checkpoints", not args.resume
+    same = {"data": corpus.identity, **windows}  # what must not change when the training goes on
+    start = {"resume": args.resume, "overwrite": not args.resume}
     # All of the training's state goes to the disk now and then; the data are a function of seed and step.
-    with Checkpoint(folder, resume=args.resume, overwrite=fresh, tokenizer=corpus.tokenizer) as checkpoint:
+    with Checkpoint(out / "checkpoints", **start, tokenizer=corpus.tokenizer, identity=same) as checkpoint:
         if checkpoint.finished:
-            checkpoint.restore_best_weights(model)
+            checkpoint.restore_weights(model)
             return
         stop_early = keras.callbacks.EarlyStopping("val_loss", mode="min", patience=1)
         watching = [StopOnNaN(checkpoint=checkpoint), stop_early, TensorBoard(out / "logs", sample=sample)]

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from kerasllm.errors import InputError
 
-_TEMPORARY, _OLD = ".tmp", ".old"
+_TEMPORARY, _OLD, _REPLACED = ".tmp", ".old", ".replaced"
 
 
 @contextlib.contextmanager
@@ -92,8 +92,13 @@ def remove_folder(path: str | os.PathLike[str]) -> None:
 def clear_remains(folder: str | os.PathLike[str], name: str) -> None:
     """Remove what a killed process left when it wrote or removed things called `name` (a glob pattern) in a folder.
 
-    Only for whoever knows that nobody is writing there.
+    What it was about to replace, and had not, takes its name again. Only for whoever knows that nobody writes there.
     """
+    for aside in Path(folder).glob(f".{name}.*{_REPLACED}"):
+        for path in aside.iterdir():
+            if not (Path(folder) / path.name).exists():
+                path.replace(Path(folder) / path.name)
+        shutil.rmtree(aside, ignore_errors=True)
     for suffix in (_TEMPORARY, _OLD):
         for path in Path(folder).glob(f".{name}.*{suffix}"):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -132,7 +137,7 @@ def _swap(temporary: Path, path: Path) -> None:
     if not path.exists():
         temporary.replace(path)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_OLD, dir=path.parent))
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_REPLACED, dir=path.parent))
     path.replace(old / path.name)
     try:
         temporary.replace(path)

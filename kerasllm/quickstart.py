@@ -104,7 +104,7 @@ class Quickstart:
         model.summary()
         options = TrainingOptions(epochs=self.epochs, **_OPTIONS[name])
         folder = self.out / "training" / name
-        history = train(model, corpus, folder, options, prompts=sample_prompts(corpus))
+        history = train(model, corpus, folder, options, overwrite=True, prompts=sample_prompts(corpus))
         kerasllm.save(model, corpus.tokenizer, folder / MODEL, overwrite=True)
         return model, history
 

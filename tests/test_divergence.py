@@ -82,3 +82,19 @@ def test_leaving_out_needs_an_optimizer_that_leaves_out():
     model.compile("sgd", "mse")
     with pytest.raises(InputError, match="LossScaleOptimizer"):
         model.fit(np.ones((2, 1)), np.ones((2, 1)), verbose=0, callbacks=[StopOnNaN(skip=1)])
+
+
+def test_a_step_that_is_left_out_does_not_spoil_the_carried_state():
+    model = trainings.make_model("lstm")
+    model.carry_state(2)
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), initial_scale=1.0))
+    tokens = np.random.default_rng(0).integers(0, 258, (2, 8))
+    model.fit(tokens, tokens, batch_size=2, verbose=0)
+    weight = model.embedding.weights[0]
+    good = np.array(weight)
+    before = [np.array(v) for pairs in model._carried["train"] for v in pairs]
+    weight.assign(np.full_like(good, np.nan))
+    history = model.fit(tokens, tokens, batch_size=2, verbose=0).history
+    assert np.isnan(history["loss"][0])
+    for variable, value in zip((v for pairs in model._carried["train"] for v in pairs), before, strict=True):
+        np.testing.assert_array_equal(variable, value)

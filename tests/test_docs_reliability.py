@@ -25,9 +25,7 @@ def test_the_script_runs_and_goes_on(tmp_path, monkeypatch):
     from kerasllm.training import checkpoint_files
 
     (script,) = re.findall(r"```python\n(.+?)```", PAGE, re.DOTALL)
-    script = script.replace(
-        "    if not checkpoint.finished:", "    began = checkpoint.step\n    if not checkpoint.finished:"
-    )
+    script = script.replace("    if checkpoint.finished:", "    began = checkpoint.step\n    if checkpoint.finished:")
     script = script.replace("make_deterministic()\nmodel", "model")  # it would stay so for all tests
     trainings.make_corpus(tmp_path)
     (tmp_path / "corpora").mkdir()

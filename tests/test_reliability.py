@@ -1,20 +1,17 @@
 """The promises of docs/reliability.md: what happens when a training is killed, interrupted, damaged or diverges."""
 
-import contextlib
 import json
 import os
 import signal
-import sys
 
 import numpy as np
 import pytest
 import trainings
 from artefacts import one_line
-from trainings import assert_same_bits, interrupted, make_model, run
+from trainings import assert_same_bits, in_a_child, interrupted, make_model, run
 
 from kerasllm.data import load_corpus, prepare
 from kerasllm.errors import InputError
-from kerasllm.files import clear_remains, remove_folder
 from kerasllm.training import Checkpoint, TrainingOptions, checkpoint_files, train
 
 
@@ -54,9 +51,22 @@ def checkpoints(folder):
 # Killed -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{}, trainings.EVERYTHING], ids=["plain", "everything"])
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
-@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+CASES = [
+    pytest.param(kind, dtype, options, id=f"{kind}-{dtype}-{name}", marks=marks)
+    for kind, dtype, name, options, marks in [
+        ("lstm", "float32", "plain", {}, ()),
+        ("lstm", "mixed_bfloat16", "everything", trainings.EVERYTHING, ()),
+        ("transformer", "float32", "everything", trainings.EVERYTHING, ()),
+        ("transformer", "mixed_bfloat16", "plain", {}, ()),
+        ("lstm", "float32", "everything", trainings.EVERYTHING, pytest.mark.slow),
+        ("lstm", "mixed_bfloat16", "plain", {}, pytest.mark.slow),
+        ("transformer", "float32", "plain", {}, pytest.mark.slow),
+        ("transformer", "mixed_bfloat16", "everything", trainings.EVERYTHING, pytest.mark.slow),
+    ]
+]
+
+
+@pytest.mark.parametrize(("kind", "dtype", "options"), CASES)
 def test_a_resumed_training_equals_an_uninterrupted_one_bit_for_bit(kind, dtype, options, corpus, straight, tmp_path):
     model, history = straight(kind, dtype, **options)
     interrupted(kind, corpus, tmp_path, "on_train_batch_end", 18, dtype=dtype, **options)  # in the second epoch
@@ -93,66 +103,6 @@ def test_a_training_killed_several_times_is_still_the_same(corpus, straight, tmp
     again, resumed = run("lstm", corpus, tmp_path, resume=True)
     assert resumed == history
     assert_same_bits(again, model)
-
-
-def in_a_child(action):
-    """Run in a fork that never comes back by itself; returns how it ended."""
-    child = os.fork()
-    if not child:
-        with contextlib.suppress(BaseException):
-            action()
-        os._exit(0)
-    return os.waitpid(child, 0)[1]
-
-
-def test_a_save_killed_at_any_write_point_leaves_a_whole_checkpoint(tmp_path):
-    before = np.arange(5.0, dtype="float32")
-    plain = {name: {} for name in ("callbacks", "history", "best", "identity")}
-    content = {**plain, "epoch": 0, "steps_per_epoch": 9, "finished": False}
-
-    def snapshot(shift):
-        return checkpoint_files.Snapshot({"w": before + shift}, {"optimizer/0000": before - shift}, content)
-
-    checkpoint_files.write(tmp_path, 1, snapshot(1), None, None)
-    events = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "tempfile.mkdtemp", "shutil.rmtree")
-
-    def save(limit):
-        seen = [0]
-
-        def die(event, args):
-            if event in events and str(tmp_path) in str(args):
-                seen[0] += 1
-                if seen[0] == limit:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        def child():
-            sys.addaudithook(die)
-            path = checkpoint_files.write(tmp_path, 2, snapshot(2), None, None)
-            remove_folder(path.with_name("step-00000001"))
-
-        return in_a_child(child)
-
-    killed, limit = 0, 0
-    while True:
-        limit += 1
-        ended = save(limit)
-        path, found = checkpoint_files.newest(tmp_path)
-        read = checkpoint_files.read(path)
-        shift = found["step"]
-        np.testing.assert_array_equal(read.weights["w"], before + shift)
-        np.testing.assert_array_equal(read.arrays["optimizer/0000"], before - shift)
-        clear_remains(tmp_path, checkpoint_files.PATTERN)
-        left = {path.name for path in tmp_path.iterdir()}
-        assert left <= {"step-00000001", "step-00000002"} and left
-        if not os.WIFSIGNALED(ended):
-            break
-        killed += 1
-        if "step-00000001" not in left:
-            checkpoint_files.write(tmp_path, 1, snapshot(1), None, None)
-        if "step-00000002" in left:
-            remove_folder(tmp_path / "step-00000002")
-    assert killed > 15, killed
-    assert left == {"step-00000002"}
 
 
 # Interrupted ------------------------------------------------------------------------------------------------------
@@ -220,7 +170,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(name, damage, 
     with Checkpoint(copied / "checkpoints", resume=True, identity=identity(copied)) as checkpoint:
         assert checkpoint.step == 5
     said = capsys.readouterr().err
-    assert str(path.parent) in said and "going on from step-00000005" in said
+    assert str(path.parent) in said and "Going on from step-00000005" in said
     assert checkpoints(copied) == ["step-00000005"]
     assert (copied / "checkpoints" / "damaged-step-00000010").is_dir()
 
@@ -307,6 +257,32 @@ def test_a_corrupt_record_in_the_tokens_and_a_missing_part_of_the_corpus_are_nam
     with pytest.raises(InputError) as caught:
         load_corpus(corpus.folder)
     assert f"{path}: is missing" in one_line(caught)
+
+
+def test_a_damaged_best_checkpoint_does_not_keep_a_training_from_its_end(corpus, tmp_path, capsys):
+    interrupted("transformer", corpus, tmp_path, "on_train_batch_end", 27)
+    folder = tmp_path / "checkpoints"
+    best = json.loads((folder / "step-00000025" / "training.json").read_text())["best"]["step"]
+    assert best == 24
+    (folder / f"step-{best:08}" / "model.safetensors").unlink()
+    _, history = run("transformer", corpus, tmp_path, resume=True)
+    assert len(history["loss"]) == 3
+    assert "The best epoch from now on is kept" in capsys.readouterr().err
+
+
+def test_a_finished_training_is_not_taken_for_another_model(corpus, tmp_path):
+    run("transformer", corpus, tmp_path, evaluations=1, epochs=0.01)
+    options = TrainingOptions(**{**trainings.OPTIONS, "seed": 1, "evaluations": 1, "epochs": 0.01})
+    with pytest.raises(InputError) as caught:
+        train(make_model("transformer", num_heads=4), corpus, tmp_path, options, resume=True, verbose=0)
+    assert "model.config.num_heads: 2 -> 4" in one_line(caught)
+    before = checkpoints(tmp_path)
+    with pytest.raises(InputError, match="has no state to carry"):
+        wrong = TrainingOptions(**trainings.OPTIONS, carry_state=True)
+        train(make_model("transformer"), corpus, tmp_path, wrong, overwrite=True, verbose=0)
+    with pytest.raises(InputError, match="--resume"):
+        train(make_model("transformer"), corpus, tmp_path, options, verbose=0)
+    assert checkpoints(tmp_path) == before
 
 
 # Full disk --------------------------------------------------------------------------------------------------------

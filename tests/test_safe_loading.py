@@ -19,7 +19,8 @@ from kerasllm.errors import InputError
 from kerasllm.files import sha256
 from kerasllm.models import LSTMLanguageModel
 from kerasllm.text import ByteTokenizer, load_tokenizer
-from kerasllm.training import Checkpoint, checkpoint_files
+from kerasllm.training import Checkpoint, StopOnNaN, checkpoint_files
+from kerasllm.training.state import put
 
 
 class Evil:
@@ -58,11 +59,22 @@ def world(tmp_path_factory):
     model = LSTMLanguageModel({"vocabulary_size": 258, "embedding_dim": 4, "hidden_dim": 4})
     kerasllm.save(model, ByteTokenizer(), folder / "model")
     trainings.make_corpus(folder)
-    names = ("callbacks", "history", "best", "identity")
-    content = {**{name: {} for name in names}, "epoch": 1, "steps_per_epoch": 9, "finished": False}
-    snapshot = checkpoint_files.Snapshot({"w": np.ones(3, "f4")}, {"optimizer/0000": np.zeros(2, "f4")}, content)
-    checkpoint_files.write(folder / "checkpoints", 9, snapshot, None, None)
+    with Checkpoint(folder / "checkpoints") as checkpoint:
+        model, callbacks = trained(checkpoint)
+        model.fit(np.ones((18, 2)), np.ones((18, 1)), batch_size=2, steps_per_epoch=9, verbose=0, callbacks=callbacks)
     return folder
+
+
+def trained(checkpoint):
+    """A model and callbacks that remember something."""
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="dense")])
+    model.compile("adam", "mse")
+    watching = [
+        StopOnNaN(),
+        keras.callbacks.EarlyStopping("loss", mode="min", restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau("loss", mode="min"),
+    ]
+    return model, checkpoint.together_with(watching)
 
 
 def load_model(folder):
@@ -78,9 +90,10 @@ def read_tokenizer(folder):
 
 
 def resume(folder):
-    checkpoint = Checkpoint(folder / "checkpoints", resume=True)
-    checkpoint.close()
-    checkpoint_files.read(checkpoint_files.checkpoints(folder / "checkpoints")[-1])
+    with Checkpoint(folder / "checkpoints", resume=True) as checkpoint:
+        model, callbacks = trained(checkpoint)
+        path = checkpoint_files.checkpoints(folder / "checkpoints")[-1]
+        put(model, callbacks[:-1], checkpoint_files.read(path), str(path))
 
 
 READERS = {

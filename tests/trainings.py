@@ -1,6 +1,8 @@
 """Tiny trainings that are interrupted: a corpus, models, and callbacks that strike at a given step."""
 
+import contextlib
 import json
+import os
 
 import keras
 import numpy as np
@@ -38,7 +40,7 @@ def make_model(kind, dtype="float32", seed=3, **changes):
     if kind == "lstm":
         config = {"embedding_dim": 16, "hidden_dim": 16, "num_layers": 2, "tie_embeddings": True}
         return LSTMLanguageModel(LSTMConfig(vocabulary_size=258, dropout=0.2, **{**config, **changes}), dtype=dtype)
-    config = {"num_layers": 2, "num_heads": 2, "hidden_dim": 16, "intermediate_dim": 32, "max_sequence_length": 32}
+    config = {"num_layers": 1, "num_heads": 2, "hidden_dim": 16, "intermediate_dim": 32, "max_sequence_length": 32}
     return TransformerLanguageModel(
         TransformerConfig(vocabulary_size=258, dropout=0.2, **{**config, **changes}), dtype=dtype
     )
@@ -95,3 +97,13 @@ def interrupted(kind, corpus, folder, hook, count, action=strike, before=False, 
         with pytest.raises(expect) as caught:
             run(kind, corpus, folder, **options)
     return caught
+
+
+def in_a_child(action):
+    """Run in a fork that never comes back by itself; returns how it ended."""
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            action()
+        os._exit(0)
+    return os.waitpid(child, 0)[1]

@@ -23,8 +23,11 @@ from kerasllm.cli.group import COUNT, NATURAL, POSITIVE, SHARE, Number, cli, exa
     "--tokenizer",
     default="sentencepiece",
     show_default=True,
-    type=click.Choice(["sentencepiece", "sentencepiece-bpe", "word", "whitespace", "byte"]),
+    type=click.Choice(["sentencepiece", "sentencepiece-bpe", "character", "jieba", "word", "whitespace", "byte"]),
     help="What to train on the training split.",
+)
+@click.option(
+    "--script", type=click.Choice(["simplified", "traditional"]), help="Write Chinese in one script (OpenCC)."
 )
 @click.option("--vocabulary-size", default=4096, type=COUNT, show_default=True, help="Number of token ids.")
 @click.option("--validation", default=0.05, type=SHARE, show_default=True, help="Share of articles for validation.")
@@ -89,6 +92,9 @@ def prepare(source: str, out: str, as_json: bool, **options: Any) -> None:
 )
 @click.option(
     "--average", default=0.0, type=SHARE, show_default=True, help="Momentum of averaged weights; 0: no average."
+)
+@click.option(
+    "--explosion", default=2.0, type=Number(min=0), show_default=True, help="Stop at so many times the first loss."
 )
 @click.option("--carry-state", is_flag=True, help="LSTMs go on from window to window instead of from zeros.")
 @click.option(

@@ -59,6 +59,12 @@ class Corpus:
     manifest: dict[str, Any]
     tokenizer: Tokenizer
 
+    @property
+    def identity(self) -> dict[str, str]:
+        """What makes this corpus the one it is: the SHA-256 of the tokens of each split, and the tokenizer's."""
+        files = {name: entry["sha256"] for name, entry in self.manifest["files"].items() if name.endswith(".tokens")}
+        return {**files, "tokenizer": self.manifest["tokenizer"]["fingerprint"]}
+
     def articles(self, split: str) -> Iterator["Article"]:
         """Yield the articles of "train", "validation" or "test" one by one, in the order of the source."""
         from kerasllm.data.sources import Article

@@ -196,7 +196,8 @@ class LSTMLanguageModel(LanguageModel):
         x, final = self.lstm(x, initial_state=pairs, training=training)
         for pair, values in zip(pairs, final, strict=True):
             for variable, value in zip(pair, values, strict=True):
-                variable.assign(ops.stop_gradient(value))
+                finite = ops.all(ops.isfinite(value))  # or a step that is left out would spoil those after it
+                variable.assign(ops.where(finite, ops.stop_gradient(value), variable))
         return x
 
 

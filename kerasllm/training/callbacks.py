@@ -122,7 +122,7 @@ class StopOnNaN(keras.callbacks.Callback):
         optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
         rate = float(keras.ops.convert_to_numpy(optimizer.learning_rate))
         good = self.checkpoint.newest if self.checkpoint else None
-        step = self.checkpoint.step + self.model.steps_per_execution if self.checkpoint else int(optimizer.iterations)
+        step = self._epoch * (self.params.get("steps") or 0) + self._batch
         return (
             f"{name} {what} at step {step} (epoch {self._epoch + 1}, {place}): "
             f"lower the learning rate (now {rate:.3g}) or clip the gradients (global_clipnorm=1.0)"

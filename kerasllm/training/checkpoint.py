@@ -14,11 +14,11 @@ import numpy as np
 
 from kerasllm.errors import InputError
 from kerasllm.files import clear_remains, remove_folder
-from kerasllm.folder import assign_weights, description
+from kerasllm.folder import assign_weights
 from kerasllm.models import LanguageModel
 from kerasllm.text import Tokenizer
 from kerasllm.training import checkpoint_files as files
-from kerasllm.training.averages import AveragedWeights
+from kerasllm.training.identity import check_same, described
 from kerasllm.training.signals import StopRequest
 from kerasllm.training.state import Snapshot, from_json, put, put_metrics, take, to_json
 
@@ -49,7 +49,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     The data must be a function of seed and step, as `Corpus.dataset` is, and `fit` be told `steps_per_epoch`. Where a
     training was interrupted within an epoch, `fit` runs the rest of that epoch first; its metrics are those of the
-    whole epoch. Bitwise equal results need `deterministic` training (`kerasllm.training.make_deterministic`).
+    whole epoch. One object serves one training. Bitwise equal results need `kerasllm.training.make_deterministic`.
 
     Ctrl-C and SIGTERM are obeyed after the step that is running: a checkpoint is written, then KeyboardInterrupt or
     SystemExit(143) leaves `fit`.
@@ -59,12 +59,13 @@ class Checkpoint(keras.callbacks.Callback):
         resume: Go on from the newest checkpoint that is whole, if there is one.
         overwrite: Remove the checkpoints of an earlier training, if there are some.
         every: Steps between two checkpoints; `None` chooses by time: at least 30 seconds apart, and so seldom that
-            saving takes at most 2 % of the time. There is one after every epoch, too.
+            saving takes at most 2 % of the time. Besides, there is one after every epoch that is the best so far.
         keep: Newest checkpoints to keep; the best is kept besides.
         monitor: Figure of an epoch, to be minimised, that says which is the best.
-        restore_best: Put the best weights into the model when `fit` ends.
+        restore_best: Put the weights of the best epoch into the model when `fit` ends, if there was a validation.
         tokenizer: Makes each checkpoint a model folder; the model must be one of this library.
-        identity: JSON that must not differ when the training goes on: data, options.
+        identity: JSON that must not differ when the training goes on: data, options. Model, dtype and optimizer are
+            compared in any case.
 
     Attributes:
         step: Batches trained on: where the data go on.
@@ -97,17 +98,15 @@ class Checkpoint(keras.callbacks.Callback):
         self.tokenizer = tokenizer
         self.identity = to_json(identity or {})
         self.callbacks: Sequence[keras.callbacks.Callback] = ()
-        self.step, self.epoch, self.finished = 0, 0, False
-        self.best: dict[str, float] = {}  # `step` and `value` of the best epoch
-        self._lock = filelock.FileLock(self.folder / ".lock")
-        self._request = StopRequest()
+        self.step = self.epoch = 0
+        self.finished, self.best = False, dict[str, float]()  # `step` and `value` of the best epoch
+        self._lock, self._request = filelock.FileLock(self.folder / ".lock"), StopRequest()
         self._source: Path | None = None  # the checkpoint to go on from, until that is done
         self._history: dict[str, list[float]] = {}
-        self._done = 0  # steps of this epoch
-        self._steps = 0  # in an epoch
+        self._done = self._steps = 0  # steps of this epoch that are done; steps of an epoch
         self._training = False
         self._metrics: list[np.ndarray] | None = None  # of the epoch, while validation uses the same variables
-        self._saved, self._cost = time.monotonic(), 0.0
+        self._saved, self._saved_step, self._cost = time.monotonic(), 0, 0.0
         self._claim()
         try:
             self._open(resume, overwrite)
@@ -118,8 +117,7 @@ class Checkpoint(keras.callbacks.Callback):
     @property
     def newest(self) -> Path | None:
         """The newest checkpoint."""
-        found = files.checkpoints(self.folder)
-        return found[-1] if found else None
+        return next(reversed(files.checkpoints(self.folder)), None)
 
     def together_with(self, callbacks: Sequence[keras.callbacks.Callback]) -> list[keras.callbacks.Callback]:
         """The callbacks for `fit`, this one last; checkpoints hold the state of all of them.
@@ -133,17 +131,20 @@ class Checkpoint(keras.callbacks.Callback):
         self.callbacks = tuple(callbacks)
         return [*callbacks, self]
 
-    def restore_best_weights(self, model: keras.Model) -> bool:
-        """Put the weights of the best epoch into a model; returns whether there is one.
+    def restore_weights(self, model: keras.Model) -> None:
+        """Put the weights of the best epoch, or the newest where no validation chose one, into a model.
 
         Raises:
-            InputError: The checkpoint is damaged or of another model.
+            InputError: There is no checkpoint, or it is damaged or of another model.
         """
-        if not self.best:
-            return False
-        path = self.best_path
-        assign_weights(model, files.read(path, arrays=False).weights, path)
-        return True
+        path = self.best_path if self.best else self.newest
+        if path is None:
+            raise InputError(f"{self.folder}: there is no checkpoint; train first")
+        snapshot = files.read(path, arrays=False)
+        if isinstance(model, LanguageModel) and not model.built:
+            model.build()
+        check_same(path, "model", snapshot.content["model"], described(model), "optimizer")
+        assign_weights(model, snapshot.weights, path)
 
     @property
     def best_path(self) -> Path:
@@ -159,12 +160,19 @@ class Checkpoint(keras.callbacks.Callback):
         """Listen to signals.
 
         Raises:
-            InputError: `fit` was not told `steps_per_epoch`, or the training is complete.
+            InputError: `fit` was not told `steps_per_epoch`, the training is complete, or this object has served one.
         """
-        if not self.params.get("steps"):
+        steps, together = self.params.get("steps"), self.model.steps_per_execution
+        if not steps:
             raise InputError("Checkpoint: the length of an epoch is unknown; pass steps_per_epoch to fit")
+        if steps % together:
+            raise InputError(f"steps_per_epoch {steps} is no multiple of steps_per_execution {together}; choose one")
         if self.finished:
-            raise InputError(f"{self.folder}: this training is complete, see Checkpoint.finished")
+            raise InputError(
+                f"{self.folder}: this training is complete (Checkpoint.finished); to train on, begin in another folder"
+            )
+        if self.step and self._source is None:
+            raise InputError(f"{self.folder}: this Checkpoint has served; make a new one with resume=True to go on")
         self._claim()
         self._steps, self._done = self.params["steps"], 0
         self._training = True
@@ -175,26 +183,16 @@ class Checkpoint(keras.callbacks.Callback):
         """Put the state back, now that `fit` and the other callbacks have reset theirs."""
         self._done = 0
         if self._source is not None:
-            self._restore(epoch)
+            self._restore(self._source, epoch)
         self.epoch = epoch
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """End an epoch that was interrupted in its validation: all its steps are done.
-
-        Raises:
-            StopIteration: For Keras, which takes it for the end of the data, and starts them anew: where they began.
-                On TensorFlow the step is left out instead, for only with it come the variables of metrics.
-        """
-        if self._done >= self._steps and not _on_tensorflow():
-            raise StopIteration
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Count; save if it is time or a signal came."""
-        if self._done >= self._steps:  # the step that was left out
+        if self._done >= self._steps:  # it was interrupted in its validation, and this step was left out
             self.model.stop_training = _EPOCH_IS_COMPLETE
             return
-        count = min(self.model.steps_per_execution, self._steps - self._done)
-        self.step, self._done = self.step + count, self._done + count
+        self.step += self.model.steps_per_execution
+        self._done += self.model.steps_per_execution
         if self._request.signal is not None:
             self._leave()
         if self._done < self._steps:
@@ -210,36 +208,38 @@ class Checkpoint(keras.callbacks.Callback):
             self._metrics = [np.array(keras.ops.convert_to_numpy(v)) for v in self.model.metrics_variables]
 
     def on_test_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Leave if a signal came, as if validation had not begun."""
+        """End validation if a signal came."""
         if self._training and self._request.signal is not None:
-            for callback in self.callbacks:
-                if isinstance(callback, AveragedWeights):
-                    callback.on_test_end()
-            self._leave()
+            self.model.stop_evaluating = True
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Validation is over."""
+        """Validation is over: leave if a signal came, as if it had not begun."""
+        if self._training and self._request.signal is not None:
+            self._leave()
         self._metrics = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Save, and note the epoch if it is the best."""
+        """Note the epoch if it is the best, and save if it is, or if it is time."""
         if self.model.stop_training is _EPOCH_IS_COMPLETE:
             self.model.stop_training = False
         for name, value in (logs or {}).items():
             self._history.setdefault(name, []).append(float(value))
         value = float((logs or {}).get(self.monitor, np.nan))
-        if value < self.best.get("value", np.inf):  # never true for NaN
+        best = value < self.best.get("value", np.inf)  # never true for NaN
+        if best:
             self.best = {"step": self.step, "value": value}
         self.epoch, self._done = epoch + 1, 0
         self.finished = bool(self.model.stop_training) or self.epoch >= self.params["epochs"]
-        self.save()
-        if self._request.signal is not None and not self.finished:
-            self._leave()
+        stopping = self._request.signal is not None
+        if best or self.finished or stopping or self._due():
+            self.save()
+        if stopping:
+            self._request.obey()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Put the best weights into the model."""
-        if self.restore_best:
-            self.restore_best_weights(self.model)
+        if self.restore_best and self.best:
+            self.restore_weights(self.model)
         self.model.history.history = {name: list(values) for name, values in self._history.items()}
         self.close()
 
@@ -256,16 +256,16 @@ class Checkpoint(keras.callbacks.Callback):
         model = self.model if isinstance(self.model, LanguageModel) else None
         try:
             path = files.write(self.folder, self.step, self._snapshot(), model, self.tokenizer)
+            kept = {path, *files.checkpoints(self.folder)[-self.keep :], *([self.best_path] if self.best else [])}
+            for old in files.checkpoints(self.folder):
+                if old not in kept:
+                    remove_folder(old)
         except OSError as error:
             raise InputError(
                 f"{self.folder}: no checkpoint could be written at step {self.step} ({error.strerror}); "
                 f"{self._advice()}, after you have freed some space"
             ) from None
-        kept = {path, *files.checkpoints(self.folder)[-self.keep :], *([self.best_path] if self.best else [])}
-        for old in files.checkpoints(self.folder):
-            if old not in kept:
-                remove_folder(old)
-        self._saved = time.monotonic()
+        self._saved, self._saved_step = time.monotonic(), self.step
         self._cost = self._saved - started
         return path
 
@@ -315,15 +315,28 @@ class Checkpoint(keras.callbacks.Callback):
         found = files.newest(self.folder)
         if found is None:
             return
-        self._source, plain = found
-        if changed := files.differences(plain["identity"], self.identity):
-            raise InputError(_changed(self._source, changed))
+        self._source, plain, damaged = found
+        check_same(self._source, "", plain["identity"], self.identity)
+        for path, why in damaged.items():
+            files.put_aside(path, why)
+        if damaged:
+            print(f"Going on from {self._source.name}", file=sys.stderr)
         self.step, self.epoch, self.finished = plain["step"], plain["epoch"], plain["finished"]
         self.best, self._history = from_json(plain["best"]), from_json(plain["history"])
+        self._saved_step = self.step
+        self._check_best()
 
-    def _restore(self, epoch: int) -> None:
-        path, self._source = self._source, None
-        assert path is not None
+    def _check_best(self) -> None:
+        """Forget a best epoch whose checkpoint is not whole, and say so: a later one will be the best."""
+        try:
+            if self.best:
+                files.content(self.best_path)
+        except (InputError, OSError) as error:
+            print(f"{error}. The best epoch from now on is kept instead", file=sys.stderr)
+            self.best = {}
+
+    def _restore(self, path: Path, epoch: int) -> None:
+        self._source = None
         if epoch != self.epoch:
             raise InputError(
                 f"{path}: goes on in epoch {self.epoch}, not {epoch}; pass initial_epoch=checkpoint.epoch and "
@@ -333,12 +346,8 @@ class Checkpoint(keras.callbacks.Callback):
             if not isinstance(self.model, LanguageModel):
                 raise InputError(f"{path}: {self.model.name} has no weights yet to put these in; build it before fit")
             self.model.build()
-        if isinstance(self.model, LanguageModel) and (before := files.config_of(path)) is not None:
-            now = {**description(self.model), "dtype": self.model.dtype_policy.name}
-            then = {**before, "dtype": files.content(path)["dtype"]}
-            if changed := files.differences(then, to_json(now)):
-                raise InputError(_changed(path, changed))
         snapshot = files.read(path)
+        check_same(path, "model", snapshot.content["model"], described(self.model))
         if snapshot.content["steps_per_epoch"] != self._steps:
             raise InputError(
                 f"{path}: an epoch had {snapshot.content['steps_per_epoch']} steps, not {self._steps}; "
@@ -347,7 +356,7 @@ class Checkpoint(keras.callbacks.Callback):
         put(self.model, self.callbacks, snapshot, str(path))
         self._done = self.step - epoch * self._steps
         if self._done:
-            put_metrics(self.model, snapshot, str(path), skip=self._done >= self._steps and _on_tensorflow())
+            put_metrics(self.model, snapshot, str(path), skip=self._done >= self._steps)
         else:  # it was written at the end of an epoch: begin the next as `fit` did
             for callback in self.callbacks:
                 callback.on_epoch_begin(epoch)
@@ -364,18 +373,23 @@ class Checkpoint(keras.callbacks.Callback):
             "best": to_json(self.best),
             "history": to_json(self._history),
             "identity": self.identity,
-            "dtype": self.model.dtype_policy.name,
+            "model": described(self.model),
         }
         return snapshot
 
     def _due(self) -> bool:
         if self.every is not None:
-            return self.step % self.every == 0
+            return self.step // self.every > self._saved_step // self.every
         return time.monotonic() - self._saved > max(_SHORTEST, self._cost / _SHARE)
 
     def _leave(self) -> None:
-        """Save and end as the signal asks for."""
-        if self.newest is None or files.step_of(self.newest) != self.step:
+        """Save and end as the signal asks for.
+
+        Other backends than TensorFlow draw the next batch before a step could be left out: at the end of an epoch they
+        cannot begin with its validation, and go on from the checkpoint before.
+        """
+        possible = self._done < self._steps or keras.backend.backend() == "tensorflow"
+        if possible and (self.newest is None or files.step_of(self.newest) != self.step):
             self.save()
         self._request.obey()
 
@@ -383,14 +397,3 @@ class Checkpoint(keras.callbacks.Callback):
         if self.newest is None:
             return "there is no checkpoint yet"
         return f"{self.newest} is complete: go on with resume=True (--resume)"
-
-
-def _on_tensorflow() -> bool:
-    return keras.backend.backend() == "tensorflow"
-
-
-def _changed(path: Path, changes: Sequence[str]) -> str:
-    return (
-        f"{path}: this training was begun otherwise ({'; '.join(changes)}); go on as it was begun, or start anew in "
-        "another folder"
-    )

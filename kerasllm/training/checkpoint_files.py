@@ -21,8 +21,8 @@ import safetensors.numpy
 from kerasllm.convert.safetensors_folder import SafetensorsFolder
 from kerasllm.errors import InputError
 from kerasllm.files import atomic_folder, read_json, remove_folder, write_json
-from kerasllm.folder import CONFIG, WEIGHTS, verify, write_description, write_manifest
-from kerasllm.training.state import Snapshot
+from kerasllm.folder import WEIGHTS, verify, write_description, write_manifest
+from kerasllm.training.state import Snapshot, from_json
 
 if TYPE_CHECKING:
     from kerasllm.models import LanguageModel
@@ -62,8 +62,9 @@ def write(
     with atomic_folder(path, overwrite=True) as target:
         if model is not None and tokenizer is not None:
             write_description(model, tokenizer, target)
-        safetensors.numpy.save_file(snapshot.weights, target / WEIGHTS)
-        safetensors.numpy.save_file(snapshot.arrays, target / _ARRAYS)
+        for name, arrays in ((WEIGHTS, snapshot.weights), (_ARRAYS, snapshot.arrays)):
+            # not `save_file`, which has an exception of its own for a full disk
+            (target / name).write_bytes(safetensors.numpy.save(arrays))
         write_json(target / _CONTENT, {"format": _FORMAT, "step": step, **snapshot.content})
         write_manifest(target)
     return path
@@ -77,10 +78,29 @@ def content(path: Path) -> dict[str, Any]:
     """
     verify(path, (_ARRAYS, _CONTENT))
     found = read_json(path / _CONTENT)
-    needed = ("step", "epoch", "steps_per_epoch", "finished", "callbacks", "history", "best", "identity")
-    if not isinstance(found, dict) or found.get("format") != _FORMAT or any(name not in found for name in needed):
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise InputError(f"{path / _CONTENT}: is not format {_FORMAT}; it was written by something else")
+    for name, kind in _KINDS.items():
+        if type(found.get(name)) is not kind:
+            raise InputError(f"{path / _CONTENT}: {name} is no {kind.__name__}; it was written by something else")
+    counts = [found["step"], found["epoch"], found["steps_per_epoch"], found["best"].get("step", 0)]
+    whole = all(type(count) is int and 0 <= count < 2**53 for count in counts) and found["step"] == step_of(path)
+    values = [found["best"].get("value", 0.0)] if found["best"].keys() <= {"step", "value"} else [None]
+    values += [value for each in found["history"].values() for value in (each if isinstance(each, list) else [None])]
+    numbers = all(isinstance(from_json(value), int | float) for value in values)
+    states = all(
+        isinstance(state, dict) and isinstance(state.get("class"), str) and isinstance(state.get("state"), dict)
+        for state in found["callbacks"]
+    )
+    if not (whole and numbers and states):
+        raise InputError(f"{path / _CONTENT}: holds no state of a training; it was written by something else")
     return found
+
+
+_KINDS = {
+    **{"step": int, "epoch": int, "steps_per_epoch": int, "finished": bool, "callbacks": list},
+    **{"history": dict, "best": dict, "identity": dict, "model": dict},
+}
 
 
 def read(path: Path, *, arrays: bool = True) -> Snapshot:
@@ -97,11 +117,6 @@ def read(path: Path, *, arrays: bool = True) -> Snapshot:
     return Snapshot(_tensors(path / WEIGHTS), _tensors(path / _ARRAYS) if arrays else {}, plain)
 
 
-def config_of(path: Path) -> Any:
-    """What a checkpoint says of its model, or None."""
-    return read_json(path / CONFIG) if (path / CONFIG).is_file() else None
-
-
 def checkpoints(folder: Path) -> list[Path]:
     """All checkpoints of a folder, the oldest first."""
     found = [path for path in folder.glob(PATTERN) if path.name.removeprefix(_PREFIX).isdecimal() and path.is_dir()]
@@ -113,8 +128,8 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix(_PREFIX))
 
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, and its content; damaged ones are named on standard error and put aside.
+def newest(folder: Path) -> tuple[Path, dict[str, Any], dict[Path, str]] | None:
+    """The newest checkpoint that is whole, its content, and newer ones that are damaged with what is wrong.
 
     Returns:
         None where there is no checkpoint.
@@ -122,32 +137,25 @@ def newest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         InputError: There are checkpoints, but all are damaged.
     """
-    damaged = []
+    damaged: dict[Path, str] = {}
     for path in reversed(checkpoints(folder)):
         try:
-            found = path, content(path)
-        except InputError as error:
-            damaged.append((path, error))
-            continue
-        for broken, why in damaged:
-            aside = broken.with_name(_DAMAGED + broken.name)
-            if aside.exists():
-                remove_folder(aside)
-            broken.replace(aside)
-            print(f"{why}. It is {aside.name} now; going on from {path.name}", file=sys.stderr)
-        return found
+            return path, content(path), damaged
+        except (InputError, OSError) as error:
+            damaged[path] = str(error)
     if damaged:
-        raise InputError(f"{damaged[0][1]} (nor is another checkpoint whole: start anew in another folder)")
+        why = next(iter(damaged.values()))
+        raise InputError(f"{why} (nor is another checkpoint whole: start anew in another folder)")
     return None
 
 
-def differences(before: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two pieces of JSON, each as `name: before -> now`."""
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        names = [*before, *(key for key in now if key not in before)]
-        parts = (differences(before.get(key), now.get(key), f"{name}.{key}" if name else key) for key in names)
-        return [line for part in parts for line in part]
-    return [] if before == now else [f"{name}: {before!r} -> {now!r}"]
+def put_aside(path: Path, why: str) -> None:
+    """Give a damaged checkpoint another name, and say so on standard error."""
+    aside = path.with_name(_DAMAGED + path.name)
+    if aside.exists():
+        remove_folder(aside)
+    path.replace(aside)
+    print(f"{why}. It is {aside.name} now", file=sys.stderr)
 
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:

@@ -30,6 +30,7 @@ def train(
     options: TrainingOptions | None = None,
     *,
     resume: bool = False,
+    overwrite: bool = False,
     prompts: Sequence[str] = (),
     verbose: Any = "auto",
 ) -> dict[str, list[float]]:
@@ -38,10 +39,10 @@ def train(
     Args:
         model: A language model; it is compiled here.
         corpus: A prepared corpus.
-        folder: Where `checkpoints/`, and `logs/` for TensorBoard go; those of an earlier training are removed unless
-            `resume` is true.
+        folder: Where `checkpoints/`, and `logs/` for TensorBoard go.
         options: How to train.
         resume: Go on from the newest checkpoint, in the middle of an epoch if need be; begin where there is none.
+        overwrite: Remove checkpoints and logs of an earlier training; otherwise they are refused.
         prompts: Continued after each validation, as text in TensorBoard.
         verbose: As in `fit`.
 
@@ -50,7 +51,7 @@ def train(
 
     Raises:
         InputError: The corpus does not fit the model or is too short, the model is bidirectional, the loss is not a
-            number, or what is to be resumed was begun with other data or options.
+            number, the folder holds an earlier training, or what is to be resumed was begun with other data or options.
         KeyboardInterrupt: Ctrl-C; a checkpoint was written.
         SystemExit: SIGTERM, with exit code 143; a checkpoint was written.
     """
@@ -64,14 +65,14 @@ def train(
     with Checkpoint(
         Path(folder) / CHECKPOINTS,
         resume=resume,
-        overwrite=not resume,
+        overwrite=overwrite,
         every=options.save_every,
         keep=options.keep,
         tokenizer=corpus.tokenizer,
-        identity={"options": options.identity(), "data": _identity(corpus)},
+        identity={"options": options.identity(), "data": corpus.identity},
     ) as checkpoint:
         if checkpoint.finished:
-            checkpoint.restore_best_weights(_built(model))
+            checkpoint.restore_weights(model)
         else:
             if not checkpoint.step:  # TensorBoard would draw two trainings as one
                 shutil.rmtree(Path(folder) / "logs", ignore_errors=True)
@@ -95,7 +96,7 @@ def _fit(
     """Keras' `fit`, for so many epochs of so many steps."""
     training, validation = _datasets(corpus, options, checkpoint.step)
     watching = [
-        StopOnNaN(skip=options.skip_nonfinite, checkpoint=checkpoint),
+        StopOnNaN(skip=options.skip_nonfinite, explosion=options.explosion or None, checkpoint=checkpoint),
         keras.callbacks.EarlyStopping("val_loss", mode="min", patience=options.patience),
         samples,
         *([AveragedWeights()] if options.average else []),
@@ -126,18 +127,11 @@ def make_deterministic() -> None:
         tf.config.experimental.enable_op_determinism()
 
 
-def _built(model: LanguageModel) -> LanguageModel:
-    if not model.built:
-        model.build()
-    return model
-
-
 def _prepare(model: LanguageModel, options: TrainingOptions, steps: int) -> None:
     """Build and compile."""
-    _built(model)
+    if not model.built:
+        model.build()
     if options.carry_state:
-        if not hasattr(model, "carry_state"):
-            raise InputError(f"carry_state: a {type(model).__name__} has no state to carry; leave it out")
         model.carry_state(options.batch_size)
     scaled = model.dtype_policy.name == "mixed_float16"
     model.compile(optimizer=optimizer(options, steps, scaled=scaled))
@@ -149,13 +143,6 @@ def _datasets(corpus: Corpus, options: TrainingOptions, start: int) -> tuple[Any
     shape["columns"] = options.carry_state
     seed = None if options.carry_state else options.seed
     return corpus.dataset("train", **shape, seed=seed, repeat=True, start=start), corpus.dataset("validation", **shape)
-
-
-def _identity(corpus: Corpus) -> dict[str, Any]:
-    """What makes a corpus this one and no other: the SHA-256 of its tokens, and its tokenizer."""
-    files = corpus.manifest["files"]
-    hashes = {name: entry["sha256"] for name, entry in files.items() if name.endswith(".tokens")}
-    return {**hashes, "tokenizer": corpus.manifest["tokenizer"]["fingerprint"]}
 
 
 def _continued(
@@ -194,3 +181,6 @@ def _check(model: LanguageModel, corpus: Corpus, options: TrainingOptions) -> No
     limit = model.max_sequence_length
     if limit is not None and options.sequence_length > limit:
         raise InputError(f"sequence_length {options.sequence_length} is more than the model's {limit}; lower it")
+    if options.carry_state and not hasattr(model, "carry_state"):
+        raise InputError(f"carry_state: a {type(model).__name__} has no state to carry; leave it out")
+    _datasets(corpus, options, 0)  # refuses a text that is too short, before anything is overwritten

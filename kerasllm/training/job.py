@@ -57,7 +57,9 @@ def train_to_folder(
     prepared = load_corpus(corpus, verify=True)
     keras.utils.set_random_seed(settings.seed)
     model = make_model(model_name, prepared.tokenizer.vocabulary_size, precision)
-    history = train(model, prepared, out, settings, resume=resume, prompts=sample_prompts(prepared))
+    history = train(
+        model, prepared, out, settings, resume=resume, overwrite=overwrite, prompts=sample_prompts(prepared)
+    )
     write_json(out / "history.json", {"options": dataclasses.asdict(settings), "history": history})
     return model_folder.save(model, prepared.tokenizer, out / model_folder.MODEL, overwrite=True)
 

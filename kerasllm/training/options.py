@@ -31,6 +31,7 @@ class TrainingOptions:
         carry_state: LSTMs continue their state from window to window (`LSTMLanguageModel.carry_state`).
         skip_nonfinite: Steps with a loss or gradient that is no number to leave out before training ends with an
             error.
+        explosion: A loss of so many times the first one ends the training; 0 lets it be.
         evaluations: Validations, spread evenly; each may end the training early or keep the weights.
         patience: Validations without progress before training ends.
         seed: Of the order of windows, and of everything random when the caller sets Keras' seed to it.
@@ -51,6 +52,7 @@ class TrainingOptions:
     average: float = 0.0
     carry_state: bool = False
     skip_nonfinite: int = 0
+    explosion: float = 2.0
     evaluations: int = 6
     patience: int = 2
     seed: int = 0
@@ -63,7 +65,7 @@ class TrainingOptions:
         for name in (*positive, "patience", "keep"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be positive, received {getattr(self, name)}")
-        for name in ("weight_decay", "clip_norm", "skip_nonfinite"):
+        for name in ("weight_decay", "clip_norm", "skip_nonfinite", "explosion"):
             if not getattr(self, name) >= 0:
                 raise InputError(f"{name} must not be negative, received {getattr(self, name)}")
         for name in ("warm_up", "average"):

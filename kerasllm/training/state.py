@@ -84,13 +84,18 @@ def put(model: keras.Model, callbacks: Sequence[keras.callbacks.Callback], snaps
     names, were = [type(callback).__name__ for callback in callbacks], [state["class"] for state in states]
     if names != were:
         raise InputError(f"{source}: was written with the callbacks {were}, not {names}; pass the same ones")
+    if lacking := [name for name in _random_state() if name not in snapshot.arrays]:
+        raise InputError(f"{source}: has no {lacking[0]}; it is not a whole checkpoint")
     trained = {n.removeprefix(_TRAINED): a for n, a in snapshot.arrays.items() if n.startswith(_TRAINED)}
     assign_weights(model, {**snapshot.weights, **trained}, source)
     for name, variable in variables.items():
         variable.assign(stored[name])
-    _set_random_state(snapshot.arrays)
-    for index, (callback, state) in enumerate(zip(callbacks, states, strict=True)):
-        _set_callback_state(callback, _unpacked(state["state"], snapshot.arrays, f"callback/{index}"))
+    try:
+        _set_random_state(snapshot.arrays)
+        for index, (callback, state) in enumerate(zip(callbacks, states, strict=True)):
+            _set_callback_state(callback, _unpacked(state["state"], snapshot.arrays, f"callback/{index}"))
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(f"{source}: holds a state that is none ({error!r}); go on from another checkpoint") from None
 
 
 def put_metrics(model: keras.Model, snapshot: Snapshot, source: str, *, skip: bool = False) -> None:
@@ -103,7 +108,8 @@ def put_metrics(model: keras.Model, snapshot: Snapshot, source: str, *, skip: bo
         model: In `fit`, before a step.
         snapshot: What `take` gave.
         source: Where it comes from, for messages.
-        skip: Leave the next step out (TensorFlow): all steps of the epoch are done.
+        skip: Leave the next step out: all steps of the epoch are done. On TensorFlow only, for elsewhere its batch has
+            been drawn already.
 
     Raises:
         InputError: The metrics are not those of the snapshot.
@@ -115,7 +121,8 @@ def put_metrics(model: keras.Model, snapshot: Snapshot, source: str, *, skip: bo
         for name, variable in variables.items():
             variable.assign(stored[name])
 
-    if not skip and (model._compile_metrics is None or model._compile_metrics.built):
+    built = model._compile_metrics is None or model._compile_metrics.built
+    if built and not skip:
         put_now()
         return
     step = model.train_function
@@ -203,16 +210,21 @@ def _keras_generator() -> Any:
 def _callback_state(callback: keras.callbacks.Callback) -> dict[str, Any]:
     if hasattr(callback, "get_state"):
         return callback.get_state()
-    names = next((names for cls, names in _KERAS_CALLBACKS.items() if isinstance(callback, cls)), ())
-    return {name: getattr(callback, name) for name in names if hasattr(callback, name)}
+    return {name: getattr(callback, name) for name in _remembered(callback) if hasattr(callback, name)}
 
 
 def _set_callback_state(callback: keras.callbacks.Callback, state: dict[str, Any]) -> None:
     if hasattr(callback, "set_state"):
         callback.set_state(state)
         return
+    if surplus := state.keys() - set(_remembered(callback)):
+        raise KeyError(*surplus)
     for name, value in state.items():
         setattr(callback, name, value)
+
+
+def _remembered(callback: keras.callbacks.Callback) -> tuple[str, ...]:
+    return next((names for cls, names in _KERAS_CALLBACKS.items() if isinstance(callback, cls)), ())
 
 
 def _is_arrays(value: Any) -> bool:

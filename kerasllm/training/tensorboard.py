@@ -165,7 +165,9 @@ class TensorBoard(keras.callbacks.Callback):
         return keras.tree.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), structure)
 
     def _step(self) -> int:
-        return int(self.model.optimizer.iterations)
+        # Keras' own count of batches, of which several make an update where gradients are accumulated
+        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
+        return int(optimizer.variables[0])
 
 
 class _Window:
