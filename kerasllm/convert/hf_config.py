@@ -134,7 +134,7 @@ def _dropout(values: Values, names: tuple[str, ...]) -> Values:
     """Our one dropout rate of their several, which published models set alike."""
     rates = {name: values.pop(name, 0.1) for name in names}
     if len(set(rates.values())) > 1:
-        raise InputError(f"{', '.join(rates)} differ: {', '.join(map(str, rates.values()))}; set them alike")
+        raise InputError(f"{', '.join(rates)} differ: {', '.join(map(repr, rates.values()))}; set them alike")
     return {"dropout": float(rates[names[0]])}
 
 

@@ -11,6 +11,7 @@ from kerasllm.config import TransformerConfig
 from kerasllm.convert import tables
 from kerasllm.convert.build import build_model
 from kerasllm.convert.hf_config import FAMILIES, read_config, write_config
+from kerasllm.convert.readers import about
 from kerasllm.convert.safetensors_folder import SafetensorsFolder, write_safetensors_folder
 from kerasllm.convert.weights import Table, written_weights
 from kerasllm.errors import InputError
@@ -106,7 +107,7 @@ def _about(path: Path) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
+        raise about(path, error) from None
 
 
 def _architecture(content: dict[str, Any]) -> str:

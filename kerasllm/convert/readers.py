@@ -180,6 +180,13 @@ def read_plain(path: Path, offset: int, info: TensorInfo) -> np.ndarray:
         return read_items(file, path, info.dtype, math.prod(info.shape)).reshape(info.shape)
 
 
+def about(place: object, error: InputError) -> InputError:
+    """The error with the name of its file, where it lacks that; long values out of the file are cut."""
+    message = str(error)
+    message = message if len(message) <= 400 else f"{message[:300]} ... {message[-90:]}"
+    return InputError(message if message.startswith(str(place)) else f"{place}: {message}")
+
+
 def quoted(text: str) -> str:
     """A name out of a file, fit for a message of one line however long or strange it is."""
     return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -9,6 +9,7 @@ from kerasllm.config import RotaryScaling, TransformerConfig
 from kerasllm.convert.build import build_model
 from kerasllm.convert.gguf_file import GGUFFile
 from kerasllm.convert.llama2c import Llama2cConfig, Llama2cFile
+from kerasllm.convert.readers import about
 from kerasllm.convert.tables import GGUF_LLAMA
 from kerasllm.errors import InputError
 from kerasllm.models import LanguageModel, TransformerLanguageModel
@@ -40,8 +41,7 @@ def from_gguf(source: GGUFFile, *, dtype: str | None = None) -> tuple[LanguageMo
         config = _gguf_config(source)
         tokenizer = tokenizer_from_gguf(source.metadata, vocabulary_size=config.vocabulary_size)
     except InputError as error:
-        place = str(source.path)
-        raise error if str(error).startswith(place) else InputError(f"{place}: {error}") from None
+        raise about(source.path, error) from None
     unused = (_ROTARY_FACTORS.replace(".", r"\."),)
     model = build_model(TransformerLanguageModel, config, source, GGUF_LLAMA, dtype=dtype, also_unused=unused)
     return model, tokenizer
@@ -61,8 +61,8 @@ def _gguf_config(source: GGUFFile) -> TransformerConfig:
         "norm_epsilon": "llama.attention.layer_norm_rms_epsilon",
     }
     embeddings = source.tensors.get("token_embd.weight")
-    if embeddings is None:
-        raise InputError("lacks tensor token_embd.weight; copy or download it again")
+    if embeddings is None or len(embeddings.shape) != 2:
+        raise InputError("lacks tensor token_embd.weight of two axes; copy or download it again")
     if missing := sorted(key for key in name.values() if key not in values):
         raise InputError(f"its metadata lack {missing[0]}; convert the model anew")
     biased = {part: f"blk.0.{part}.bias" in source.tensors for part in ("attn_q", "ffn_up")}
@@ -71,7 +71,7 @@ def _gguf_config(source: GGUFFile) -> TransformerConfig:
             **{ours: values[theirs] for ours, theirs in name.items()},
             "vocabulary_size": embeddings.shape[0],
             "num_key_value_heads": values.get("llama.attention.head_count_kv"),
-            "rotary_base": float(values.get("llama.rope.freq_base", 10_000.0)),
+            "rotary_base": values.get("llama.rope.freq_base", 10_000.0),
             "use_bias": biased["ffn_up"],
             "attention_bias": None if biased["attn_q"] == biased["ffn_up"] else biased["attn_q"],
             "tie_embeddings": "output.weight" not in source.tensors,
@@ -86,7 +86,7 @@ def _check_rotary(values: Mapping[str, Any], config: TransformerConfig) -> None:
     for key in ("llama.rope.dimension_count", "llama.attention.key_length", "llama.attention.value_length"):
         if values.get(key, config.head_dim) != config.head_dim:
             raise InputError(
-                f"{key} {values[key]} is not the head size {config.head_dim}; such models are not supported"
+                f"{key} {values[key]!r} is not the head size {config.head_dim}; such models are not supported"
             )
     kind = values.get("llama.rope.scaling.type", "none")
     if kind != "none" or values.get("llama.rope.scale_linear", 1.0) != 1.0:

@@ -99,6 +99,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any], *, vocabulary_size: int | N
         raise InputError("tokenizer.ggml: tokens, scores and token_type must all be there; get the file anew")
     for name in ("eot", "eom"):
         if (i := part(f"{name}_token_id")) is not None:
+            if type(i) is not int:
+                raise InputError(f"tokenizer.ggml.{name}_token_id: {i!r:.50} is no id; get the file anew")
             settings.setdefault("stop_ids", []).append(i)
     try:
         return SentencePieceTokenizer.from_pieces(
