@@ -206,6 +206,8 @@ REFUSED = {
     "a greedy continuation has no 2 versions": {"num_sequences": 2},
     "draws nothing": {"num_beams": 2, "temperature": 1.0},
     "length_penalty must be a number": {"num_beams": 2, "length_penalty": float("nan")},
+    "from -10 to 10, received 1000": {"num_beams": 2, "length_penalty": 1000.0},
+    "from -10 to 10, received -20": {"num_beams": 2, "length_penalty": -20.0},
     "min_p must be": {"temperature": 1.0, "min_p": 1.5},
 }
 
@@ -215,6 +217,13 @@ def test_what_cannot_be_is_refused(message, models):
     with pytest.raises(InputError) as error:
         generate_sequences(models["lstm"], Numbers(), PROMPTS, **REFUSED[message])
     assert message in one_line(error)
+
+
+@pytest.mark.parametrize("penalty", [-10.0, 10.0])
+def test_the_strongest_penalties_of_length_still_compare(penalty, models):
+    options = {"num_beams": 2, "num_sequences": 2, "max_new_tokens": 24, "length_penalty": penalty}
+    for row in generate_sequences(models["transformer"], Numbers(), PROMPTS, **options):
+        assert len(row) == 2 and all(np.isfinite(one.score) and one.score < 0 for one in row)
 
 
 @pytest.mark.parametrize("prompt", [[], [-1], [VOCABULARY]])

@@ -22,6 +22,10 @@ from kerasllm.generation.decoding import Sampling
 from kerasllm.models import LanguageModel
 
 
+_MOST_PENALTY = 10
+"""A length to a power that is far above overflows."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Continuation:
     """One continuation of a prompt.
@@ -64,7 +68,8 @@ def generate_sequences(
         prompts: One text or several, or token ids of texts.
         num_sequences: Continuations of each prompt: drawn, the first as by `generate`; or the best of `num_beams`.
         num_beams: Hypotheses that a search keeps; 1 draws token after token.
-        length_penalty: Exponent of the length in `Continuation.score`: 0 prefers short continuations, 1 compares means.
+        length_penalty: Exponent of the length in `Continuation.score`, from -10 to 10: 0 prefers short continuations, 1
+            compares means.
         max_new_tokens: Most tokens in a continuation.
         stop: As in `generate`; a search by beams looks for these strings when it is over.
         seed: Of the uniform numbers.
@@ -150,8 +155,10 @@ def _check(num_sequences: int, num_beams: int, length_penalty: float, sampling: 
     for name, value in (("num_sequences", num_sequences), ("num_beams", num_beams)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, received {value}")
-    if not np.isfinite(length_penalty):
-        raise InputError(f"length_penalty must be a number, received {length_penalty}")
+    if not abs(length_penalty) <= _MOST_PENALTY:
+        raise InputError(
+            f"length_penalty must be a number from -{_MOST_PENALTY} to {_MOST_PENALTY}, received {length_penalty}"
+        )
     if num_beams > 1 and sampling != Sampling():
         raise InputError(f"a search by beams draws nothing: leave temperature, filters and penalty out, not {sampling}")
     if num_beams > 1 and num_sequences > num_beams:
