@@ -385,5 +385,5 @@ def test_formats_of_language_models_refuse_it_in_one_line(name, tmp_path):
         assert "\n" not in str(error.value)
     if name == "luong":
         model.carry_state(None)
-        with pytest.raises(ValueError, match="carries no state from batch to batch"):
+        with pytest.raises(InputError, match="only a language model of one direction carries its state"):
             model.carry_state(4)

@@ -9,6 +9,7 @@ from keras import ops
 
 from kerasllm import state as names
 from kerasllm.config import LSTMConfig, TransformerConfig
+from kerasllm.errors import InputError
 from kerasllm.layers import RotaryEmbedding
 from kerasllm.models import LanguageModel, TransformerLanguageModel, variable_name
 
@@ -262,6 +263,8 @@ def test_calls_that_cannot_work_are_refused():
     for name in ("bidirectional", "bidirectional_lstm"):
         with pytest.raises(ValueError, match="bidirectional model has no decode state"):
             make(BIDIRECTIONAL[name]).initial_state(1, 4)
+    with pytest.raises(InputError, match="only a language model of one direction carries its state"):
+        make(BIDIRECTIONAL["bidirectional_lstm"]).carry_state(4)
     for config in (TRANSFORMERS["llama"], CAUSAL["lstm"]):
         model = make(config)
         with pytest.raises(ValueError, match="give padding to initial_state"):

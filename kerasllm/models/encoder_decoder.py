@@ -300,15 +300,6 @@ class LSTMEncoderDecoder(EncoderDecoder, LSTMLanguageModel):
         options = {"context_cache": memory, "context_mask": state.get(SOURCE_PADDING_MASK)}
         return [self.attention(hidden, **options, return_attention_scores=True)[1][:, None]]
 
-    def carry_state(self, batch_size: int | None) -> None:
-        """Refused: each target begins with its source.
-
-        Raises:
-            ValueError: There is a batch size.
-        """
-        if batch_size is not None:
-            raise ValueError(f"{self.name}: an encoder-decoder carries no state from batch to batch")
-
 
 def _with_masks(state: DecodeState, source_padding_mask: Any, padding: Any) -> DecodeState:
     """The state with what it is to say of padding, where there is any."""

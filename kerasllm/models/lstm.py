@@ -133,7 +133,12 @@ class LSTMLanguageModel(LanguageModel):
 
         Args:
             batch_size: Rows of every batch; `None` ends the carrying.
+
+        Raises:
+            InputError: The model is bidirectional, or an encoder-decoder.
         """
+        if batch_size is not None and (self.reads_source or not self.config.causal):
+            raise InputError(f"{self.name}: only a language model of one direction carries its state; leave it out")
         if not self.built:
             self.build()
         self.train_function = self.test_function = None  # traced with or without a state
