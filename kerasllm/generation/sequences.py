@@ -21,7 +21,6 @@ from kerasllm.generation.continuations import (
 from kerasllm.generation.decoding import Sampling
 from kerasllm.models import LanguageModel
 
-
 _MOST_PENALTY = 10
 """A length to a power that is far above overflows."""
 
