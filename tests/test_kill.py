@@ -1,4 +1,4 @@
-"""The command line, killed with -9 and started again, gives the files of a training that nobody touched, byte for byte."""
+"""A command that is killed with -9 and started again gives the same files as one that nobody touched."""
 
 import hashlib
 import json

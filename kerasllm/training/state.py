@@ -178,6 +178,7 @@ def _array(variable: Any) -> np.ndarray:
 
 def _random_state() -> dict[str, np.ndarray]:
     """Generators of Python, NumPy and Keras that whatever runs between two steps may draw from."""
+    generator = _keras_generator()  # first: Keras makes it when asked, with a seed from Python's generator
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -185,11 +186,12 @@ def _random_state() -> dict[str, np.ndarray]:
         "random/python_gauss": np.array([math.nan if gauss is None else gauss]),
         "random/numpy": np.array([*keys, position, has_gauss], np.uint64),
         "random/numpy_gauss": np.array([cached]),
-        "random/keras": _array(_keras_generator().state),
+        "random/keras": _array(generator.state),
     }
 
 
 def _set_random_state(arrays: Mapping[str, np.ndarray]) -> None:
+    _keras_generator().state.assign(arrays["random/keras"])
     version, *words = (int(word) for word in arrays["random/python"])
     gauss = float(arrays["random/python_gauss"][0])
     random.setstate((version, tuple(words), None if math.isnan(gauss) else gauss))
@@ -197,7 +199,6 @@ def _set_random_state(arrays: Mapping[str, np.ndarray]) -> None:
     np.random.set_state(
         ("MT19937", np.array(keys, np.uint32), position, has_gauss, float(arrays["random/numpy_gauss"][0]))
     )
-    _keras_generator().state.assign(arrays["random/keras"])
 
 
 def _keras_generator() -> Any:
