@@ -225,6 +225,7 @@ class TestFiles:
         assert tokenizer.fingerprint == BYTES.fingerprint
         assert (tflite(name).parent / "source_tokenizer").exists() == (name == "learned")
 
+    @pytest.mark.slow
     def test_quantization_costs_little(self, name):
         ids = source_ids(source_tokenizer(name), SOURCES[0])
         exact, near = (write(path, ids)[1][0] for path in (tflite(name), tflite(name, "int8")))
