@@ -88,6 +88,18 @@ def test_gpt2_has_the_ids_of_transformers(data_dir, tmp_path):
     assert [again.encode(text) for text in UGLY] == expected
 
 
+def test_byte_pairs_write_where_generation_stops(data_dir, tmp_path):
+    from transformers import GenerationConfig
+
+    files = {"generation_config.json": {"eos_token_id": [50256, 198]}}
+    tokenizer = tokenizer_from_huggingface(gpt2_folder(data_dir, tmp_path / "files", **files), vocabulary_size=50304)
+    write(tmp_path / "again", huggingface_files(tokenizer))
+    again = tokenizer_from_huggingface(tmp_path / "again", vocabulary_size=50304)
+    assert again.stop_ids == tokenizer.stop_ids == (50256, 198)
+    assert again.fingerprint == tokenizer.fingerprint
+    assert GenerationConfig.from_pretrained(str(tmp_path / "again")).eos_token_id == [50256, 198]
+
+
 def test_byte_pairs_take_the_settings_of_a_folder(data_dir, tmp_path):
     config = {"add_bos_token": True, "chat_template": "{{ x }}", "eos_token": "<|im_end|>"}
     files = {"tokenizer_config.json": config, "added_tokens.json": {"<|im_start|>": 50257, "<|im_end|>": 50258}}

@@ -113,6 +113,10 @@ class BytePairTokenizer(Tokenizer):
         self.special_tokens = sorted({*special_tokens, *named}, key=self._ids.__getitem__)
         self.user_tokens = sorted({*user_tokens} - {*self.special_tokens}, key=self._ids.__getitem__)
         self.bos_id, self.eos_id = (self._ids[token] for token in named)
+        ends = [self._ids[token] for token in ENDS if token in self.special_tokens]
+        self._ends = list(dict.fromkeys([self.eos_id, *ends]))
+        # A file may name all of them: tokenizers that stop at the same tokens have the same fingerprint.
+        self._stop_ids = [i for i in dict.fromkeys(self._stop_ids) if i not in self._ends]
         self.lossless = all(byte_alphabet()[byte] in self._ids for byte in _VALID)
         hidden = set(self.special_tokens)
         self._bytes = [b"" if token in hidden else token_bytes(token) for token in self.tokens]
@@ -202,8 +206,7 @@ class BytePairTokenizer(Tokenizer):
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """See `Tokenizer.stop_ids`; special tokens that are known to end a text or a turn are among them."""
-        known = [self._ids[token] for token in ENDS if token in self.special_tokens]
-        return tuple(dict.fromkeys([self.eos_id, *known, *self._stop_ids]))
+        return (*self._ends, *self._stop_ids)
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`; special tokens in the text become their ids."""
@@ -240,17 +243,18 @@ class BytePairTokenizer(Tokenizer):
             tokenizer.post_processor = processors.TemplateProcessing(
                 single=[bos, "$A"], pair=[bos, "$A", bos, "$B:1"], special_tokens=[(bos, self.bos_id)]
             )
-        config = {
+        config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": bos,
             "eos_token": eos,
             "clean_up_tokenization_spaces": False,
             **({} if self.chat_template is None else {"chat_template": self.chat_template}),
         }
-        return {
-            "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
-            "tokenizer_config.json": json.dumps(config, ensure_ascii=False, indent=2).encode(),
-        }
+        files = {"tokenizer_config.json": config}
+        if len(self.stop_ids) > 1:  # or else config.json says it
+            files["generation_config.json"] = {"bos_token_id": self.bos_id, "eos_token_id": list(self.stop_ids)}
+        written = {name: json.dumps(value, ensure_ascii=False, indent=2).encode() for name, value in files.items()}
+        return {"tokenizer.json": tokenizer.to_str(pretty=True).encode(), **written}
 
     @functools.cached_property
     def _graph(self) -> Any:
