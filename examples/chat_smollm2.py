@@ -9,8 +9,10 @@ TensorFlow. In the terminal, and line by line: `kerasllm chat smollm2-135m-instr
 """
 
 import argparse
+import sys
 import time
 
+from kerasllm import InputError
 from kerasllm.chat import open_chat
 
 QUESTIONS = ("What is the capital of France?", "And what is the capital of Italy?")
@@ -51,4 +53,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        print(f"chat_smollm2: {error}", file=sys.stderr)
+        sys.exit(2)

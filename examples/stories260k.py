@@ -48,4 +48,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except kerasllm.InputError as error:
+        print(f"stories260k: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -130,6 +130,14 @@ def test_a_chat_knows_the_capital_of_france(tmp_path):
     assert "Paris" in output
 
 
+@pytest.mark.parametrize("name", ["chat_smollm2.py", "stories260k.py"])
+def test_a_model_that_is_not_there_is_one_line_and_exit_code_2(name, tmp_path):
+    _, errors = run(name, "--model", "absent.bin", cwd=tmp_path, code=2)
+    line = errors.splitlines()[-1]
+    assert line.startswith(f"{name.removesuffix('.py')}: absent.bin: no such") and "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
+
+
 def test_gpu_smoke_says_that_there_is_no_gpu(tmp_path):
     output, errors = run("gpu_smoke.py", cwd=tmp_path, code=2)
     assert output == ""
