@@ -1,5 +1,6 @@
 """Prompts are the reference's, no message commands a model, and templates are harmless."""
 
+import re
 import subprocess
 import sys
 import time
@@ -189,6 +190,20 @@ class TestTemplates:
         with pytest.raises(InputError, match="chat template: takes too much time or memory"):
             render(template, CONVERSATIONS[0])
         assert time.monotonic() - begin < 30
+
+    def test_the_process_imports_nothing_of_ours(self, monkeypatch):
+        run = subprocess.run
+
+        def watched(command, **options):
+            done = run([command[0], "-X", "importtime", *command[1:]], **{**options, "stderr": subprocess.PIPE})
+            imported.append(done.stderr.decode())
+            return done
+
+        imported = []
+        monkeypatch.setattr("kerasllm.chat.templates.subprocess.run", watched)
+        assert render("{{ messages[0].content }}!", [{"role": "user", "content": "a"}]) == "a!"
+        names = set(re.findall(r"^import time:.*\| +([\w.]+)$", imported[0], re.MULTILINE))
+        assert "jinja2.sandbox" in names and not {name for name in names if name.split(".")[0] in ("kerasllm", "numpy")}
 
     def test_an_escape_could_open_nothing(self, tmp_path):
         """The limits of the process, not the sandbox: its program is given what a template must never reach."""

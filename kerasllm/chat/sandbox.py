@@ -1,6 +1,7 @@
 """Rendering Jinja templates that somebody else wrote: the program of the process in which `templates` does it.
 
-Names, filters and whitespace are those of transformers (`apply_chat_template`). Nothing but Jinja is imported.
+Names, filters and whitespace are those of transformers (`apply_chat_template`). Nothing but Jinja is imported: that
+process runs this file by its path, without the package around it.
 """
 
 import contextlib
@@ -141,3 +142,7 @@ def _limit() -> None:
     for name, most in limits.items():
         with contextlib.suppress(ValueError, OSError, AttributeError):  # not every system has every limit
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (most, most))
+
+
+if __name__ == "__main__":
+    main()

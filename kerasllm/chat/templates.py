@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kerasllm.errors import InputError
@@ -12,7 +13,8 @@ ROLES = ("system", "user", "assistant")
 _MOST_TEMPLATE = 2**17  # the longest published ones have some 10,000 characters
 _MOST_CONTENT = 2**22  # no context holds as much
 _WAIT = 60  # seconds; the process may use far less of the processor
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from kerasllm.chat.sandbox import main; main()"
+_SANDBOX = Path(__file__).with_name("sandbox.py")
+_PROGRAM = "import runpy, sys; sys.path[:] = {path!r}; runpy.run_path({file!r}, run_name='__main__')"
 
 
 def render(
@@ -102,7 +104,7 @@ def checked(messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
 
 def _ask(request: list[Any]) -> dict[str, Any]:
     """The answer of `sandbox.main`."""
-    command = [sys.executable, "-c", _PROGRAM.format(path=[str(path) for path in sys.path])]
+    command = [sys.executable, "-c", _PROGRAM.format(path=[str(path) for path in sys.path], file=str(_SANDBOX))]
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "timeout": _WAIT}
     too_much = "chat template: takes too much time or memory; use another one"
     try:
