@@ -81,6 +81,16 @@ class TestConversations:
         with pytest.raises(InputError, match="lower max_new_tokens"):
             Chat(Echo(context_length=100), max_new_tokens=100)
 
+    @pytest.mark.parametrize(("count", "message"), [(100_000, "100000 new tokens leave no room"), (0, "at least 1")])
+    def test_answers_that_leave_no_room_are_refused(self, count, message):
+        with pytest.raises(InputError, match=message):
+            Chat(Echo(context_length=512), max_new_tokens=count)
+
+    def test_a_misspelt_option_is_refused_at_once(self):
+        for arguments in (pair("learned"), [EdgeModel(tflite("learned"))]):
+            with pytest.raises(InputError, match=r"^tempreture: is no option .*temperature, top_k"):
+                Chat(*arguments, tempreture=1.0)
+
     def test_who_stops_listening_keeps_what_was_said(self):
         chat = Chat(Echo(answer=["a", "b", "c"]))
         pieces = chat.stream("go")

@@ -1,5 +1,6 @@
 """A conversation with any runner that takes token ids."""
 
+import inspect
 from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -58,19 +59,27 @@ class Chat:
                 `min_p`.
 
         Raises:
-            InputError: The model cannot continue token ids, the template is broken or refuses the system message, or
-                nothing fits the context.
+            InputError: The model cannot continue token ids, it has no such option, the template is broken or refuses
+                the system message, or nothing fits the context.
         """
         if tokenizer is None:
             tokenizer, model = getattr(model, "tokenizer", None), getattr(model, "model", model)
         if tokenizer is None:
             raise InputError("a Keras model carries no tokenizer; give it as the second argument")
         self.context_length: int | None = _context_length(model)
+        _check_options(model, options)
         self._model, self._tokenizer, self._seed, self._options = model, tokenizer, seed, options
         self.prompts = ChatPrompts(tokenizer, template)
         self._stop = [*stopping.strings(stop), *self.prompts.stop]
         half = _NEW_TOKENS if self.context_length is None else max(1, min(_NEW_TOKENS, self.context_length // 2))
         self.max_new_tokens = half if max_new_tokens is None else max_new_tokens
+        if self.max_new_tokens < 1:
+            raise InputError(f"max_new_tokens must be at least 1, received {self.max_new_tokens}")
+        if self.context_length is not None and self.max_new_tokens >= self.context_length:
+            raise InputError(
+                f"{self.max_new_tokens} new tokens leave no room for a message in the context of "
+                f"{self.context_length}; lower max_new_tokens"
+            )
         self._turns: list[tuple[str, str]] = []
         self._count = 0
         self._system: str | None = None
@@ -189,6 +198,25 @@ def _context_length(model: Any) -> int | None:
     raise InputError(
         f"{path}: takes texts, not token ids, which chat needs; use kerasllm.load(path), a .tflite file or a checkpoint"
     )
+
+
+def _check_options(model: Any, options: dict[str, Any]) -> None:
+    """Refuse options that the runner does not have, now and not at the first answer."""
+    if hasattr(model, "max_sequence_length"):
+        from kerasllm.generation import generate, stream
+
+        # `stream` hands its options on to what `generate` spells out.
+        known = [*_parameters(generate), *(one for one in _parameters(stream) if one.kind is one.KEYWORD_ONLY)]
+    else:
+        known = _parameters(model.stream)
+    names = [one.name for one in known if one.kind is one.KEYWORD_ONLY]
+    free = any(one.kind is one.VAR_KEYWORD for one in known)
+    if not free and (unknown := sorted(options.keys() - {*names})):
+        raise InputError(f"{unknown[0]}: is no option of a chat with this model; known are {', '.join(names)}")
+
+
+def _parameters(function: Any) -> list[inspect.Parameter]:
+    return list(inspect.signature(function).parameters.values())
 
 
 def _stream(model: Any, tokenizer: Any, ids: list[int], options: dict[str, Any]) -> Iterator[str]:
