@@ -53,6 +53,16 @@ def write_cache(cache: Any, new: Any, position: Any) -> Any:
     return ops.slice_update(cache, start, ops.cast(new, cache.dtype))
 
 
+def synchronize(model: keras.Model) -> None:
+    """Let a model's variables have their newest values: on JAX `fit` keeps these to itself until asked.
+
+    Args:
+        model: A model in `fit`, between two steps.
+    """
+    if hasattr(model, "jax_state_sync"):
+        model.jax_state_sync()
+
+
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
     """Inside, layers are built without memory: variables have a path, a shape and a dtype, but no value.

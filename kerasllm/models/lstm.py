@@ -202,7 +202,7 @@ class LSTMLanguageModel(LanguageModel):
         for pair, values in zip(pairs, final, strict=True):
             for variable, value in zip(pair, values, strict=True):
                 finite = ops.all(ops.isfinite(value))  # or a step that is left out would spoil those after it
-                variable.assign(ops.where(finite, ops.stop_gradient(value), variable))
+                variable.assign(ops.where(finite, ops.stop_gradient(value), ops.convert_to_tensor(variable)))
         return x
 
 

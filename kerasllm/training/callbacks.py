@@ -7,6 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasllm.backend import synchronize
 from kerasllm.errors import InputError
 from kerasllm.training.checkpoint import Checkpoint
 
@@ -72,6 +73,7 @@ class StopOnNaN(keras.callbacks.Callback):
             InputError: It is not finite, or explodes.
         """
         self._batch += self.model.steps_per_execution
+        synchronize(self.model)
         mean = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(mean):
             self._stop_or_skip("loss", mean, f"batch {self._batch}")

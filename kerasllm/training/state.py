@@ -9,6 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kerasllm.backend import synchronize
 from kerasllm.errors import InputError
 from kerasllm.folder import assign_weights, weight_arrays, weight_name
 from kerasllm.training.averages import averaged
@@ -43,7 +44,7 @@ def take(model: keras.Model, callbacks: Sequence[keras.callbacks.Callback]) -> S
         model: A compiled model.
         callbacks: Those whose state belongs to the training.
     """
-    _synchronize(model)
+    synchronize(model)
     weights = weight_arrays(model)
     arrays = {name: _array(variable) for name, variable in _variables(model).items()}
     for weight, average in averaged(model):
@@ -75,7 +76,7 @@ def put(model: keras.Model, callbacks: Sequence[keras.callbacks.Callback], snaps
     Raises:
         InputError: Model, optimizer, metrics or callbacks are not those of the snapshot.
     """
-    _synchronize(model)
+    synchronize(model)
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)
     variables = {name: v for name, v in _variables(model).items() if not name.startswith(_METRIC)}
@@ -164,12 +165,6 @@ def _variables(model: keras.Model) -> dict[str, Any]:
         _OTHER: [variable for variable in model.variables if id(variable) not in weights],
     }
     return {f"{kind}{index:04}": variable for kind, some in kinds.items() for index, variable in enumerate(some)}
-
-
-def _synchronize(model: keras.Model) -> None:
-    """On JAX `fit` keeps the newest values to itself until asked."""
-    if hasattr(model, "jax_state_sync"):
-        model.jax_state_sync()
 
 
 def _array(variable: Any) -> np.ndarray:

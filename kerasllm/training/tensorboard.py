@@ -16,6 +16,7 @@ import keras
 import tensorflow as tf
 from tensorboard.compat.proto import event_pb2
 
+from kerasllm.backend import synchronize
 from kerasllm.metrics import Perplexity
 
 _MARKDOWN = str.maketrans(
@@ -99,6 +100,7 @@ class TensorBoard(keras.callbacks.Callback):
         self._batches = batch + 1
         if not first and (batch + 1 - self._window.batches) < self.update_freq:
             return
+        synchronize(self.model)
         now = _Window.of(self.model, batch + 1)
         scalars = now.since(self._window)
         if first:
