@@ -62,10 +62,7 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         InputError: The destination exists and `overwrite` is false, or it is a file.
     """
     path = Path(path)
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is a file; choose another output")
-    if path.exists() and not overwrite and any(path.iterdir()):
-        raise InputError(f"{path}: exists already; choose another output or pass overwrite (--overwrite)")
+    check_output(path, overwrite=overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=_TEMPORARY, dir=path.parent))
     try:
@@ -78,6 +75,23 @@ def atomic_folder(path: str | os.PathLike[str], *, overwrite: bool = False) -> I
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_folder(path.parent)
+
+
+def check_output(path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Refuse what `atomic_folder` refuses, before long work for it is begun.
+
+    Args:
+        path: Destination folder.
+        overwrite: Whether an existing folder may be replaced.
+
+    Raises:
+        InputError: The destination exists and `overwrite` is false, or it is a file.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path}: is a file; choose another output")
+    if path.exists() and not overwrite and any(path.iterdir()):
+        raise InputError(f"{path}: exists already; choose another output or pass overwrite (--overwrite)")
 
 
 def remove_folder(path: str | os.PathLike[str]) -> None:

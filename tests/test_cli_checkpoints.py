@@ -9,6 +9,7 @@ import pytest
 from test_cli import call, command, refused
 
 import kerasllm
+import kerasllm.chat
 
 STORY = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
 
@@ -100,7 +101,21 @@ def test_a_pipe_chats(stories):
     )
     assert made.returncode == 0, made.stderr
     assert made.stderr == ""
-    assert made.stdout.strip()
+    chat = kerasllm.chat.Chat(*kerasllm.load(stories), max_new_tokens=8)
+    assert made.stdout == "".join(f"{chat.reply(text)}\n" for text in ("Hello", "Once upon a time"))
+
+
+def test_an_output_that_exists_is_refused_before_the_model_is_loaded(converted, tmp_path):
+    message = refused("convert", tmp_path / "absent", converted["kerasllm"])
+    assert "exists already" in message and "absent" not in message
+
+
+@pytest.mark.parametrize("name", ["evaluate", "export", "generate"])
+def test_help_names_every_kind_of_model(name):
+    code, output, _ = call(name, "--help")
+    assert code == 0
+    for kind in ("model folder", "SavedModel", "Hugging Face folder", "GGUF", "llama2.c", "published model"):
+        assert kind in " ".join(output.split()), kind
 
 
 def test_plans_are_printed_and_refused():

@@ -42,7 +42,8 @@ from kerasllm.errors import InputError
 def evaluate(model: str, corpus: str, split: str, context: int | None, stride: int | None, as_json: bool) -> None:
     """Perplexity and bits per byte of MODEL on a split of CORPUS.
 
-    MODEL is a model folder, a SavedModel, a .tflite file or the name of a published model.
+    MODEL is what `kerasllm.load` takes (a model folder, a SavedModel, a Hugging Face folder, a GGUF or llama2.c file,
+    the name of a published model), or a .tflite file.
     """
     from kerasllm.data import load_corpus
     from kerasllm.evaluation import evaluate, open_model
@@ -139,8 +140,9 @@ def export(
 ) -> None:
     """Write MODEL as a SavedModel or a TFLite file.
 
-    MODEL is a model folder, a SavedModel that kerasllm exported, or the name of a published model. With --json the
-    object has the path and the bytes of what was written.
+    MODEL is what `kerasllm.load` takes: a model folder, a SavedModel that kerasllm exported, a Hugging Face folder, a
+    GGUF or llama2.c file, or the name of a published model. With --json the object has the path and the bytes of what
+    was written.
     """
     import kerasllm
 
@@ -197,7 +199,9 @@ def convert(source: str, out: str, kind: str, dtype: str, overwrite: bool, as_js
     takes.
     """
     import kerasllm
+    from kerasllm.files import check_output
 
+    check_output(out, overwrite=overwrite)  # loading may take minutes
     model, tokenizer = kerasllm.load(source, dtype=dtype)
     if kind == "huggingface":
         from kerasllm.convert.huggingface import to_huggingface
