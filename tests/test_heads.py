@@ -172,6 +172,14 @@ def test_bad_settings_are_refused(head, change, word):
     assert word in one_line(error)
 
 
+def test_inputs_without_tokens_are_refused():
+    model = made(SequenceClassifier, "bert")
+    with pytest.raises(ValueError, match="needs an input 'tokens', received padding_mask"):
+        model({"padding_mask": np.ones((1, 3), bool)})
+    with pytest.raises(ValueError, match="has no input 'windows'"):
+        model({"tokens": tokens(1, 3), "windows": 1})
+
+
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(InputError, match="needs a backbone with a pooler"):
         made(SequenceClassifier, "llama", pooling="pooler")

@@ -131,6 +131,8 @@ class Head(keras.Model):
         """See the class."""
         if isinstance(tokens, Mapping):
             inputs = dict(tokens)
+            if "tokens" not in inputs:
+                raise ValueError(f"{self.name}: needs an input 'tokens', received {', '.join(map(str, inputs))}")
             tokens, padding_mask = inputs.pop("tokens"), inputs.pop("padding_mask", padding_mask)
             segment_ids = inputs.pop("segment_ids", segment_ids)
             if inputs:
