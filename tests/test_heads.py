@@ -177,7 +177,7 @@ def test_inputs_without_tokens_are_refused():
     with pytest.raises(ValueError, match="needs an input 'tokens', received padding_mask"):
         model({"padding_mask": np.ones((1, 3), bool)})
     with pytest.raises(ValueError, match="has no input 'windows'"):
-        model({"tokens": tokens(1, 3), "windows": 1})
+        model({"tokens": tokens(1, 3), "windows": tokens(1, 3)})
 
 
 def test_what_makes_no_sense_is_refused():
