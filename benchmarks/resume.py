@@ -3,8 +3,8 @@
     python benchmarks/resume.py
 
 One part is what a user does: `kerasllm train ... --deterministic --resume`, killed and started again, compared file by
-file. The other times `fit` with and without the checkpoint callback at its default interval, in turns. Writes
-benchmarks/results/resume.json.
+file; the same without --deterministic, whose figures agree but for rounding. The other times `fit` with and without the
+checkpoint callback at its default interval, in turns, and going on. Writes benchmarks/results/resume.json.
 """
 
 import argparse
@@ -33,7 +33,7 @@ RUNS = {
 }
 
 
-def command(name: str, corpus: Path, out: Path) -> list[str]:
+def command(name: str, corpus: Path, out: Path, fast: bool = False) -> list[str]:
     """The training of a model."""
     return [
         sys.executable,
@@ -42,19 +42,21 @@ def command(name: str, corpus: Path, out: Path) -> list[str]:
         "train",
         str(corpus),
         *RUNS[name],
-        *OPTIONS,
+        *OPTIONS[fast:],
         "--out",
         str(out),
         "--resume",
     ]
 
 
-def killed(name: str, corpus: Path, out: Path, kills: int, longest: float) -> dict[str, Any]:
+def killed(name: str, corpus: Path, out: Path, kills: int, longest: float, fast: bool = False) -> dict[str, Any]:
     """Run to the end in spite of kills at random moments; what happened."""
     chooser, steps, waits = random.Random(0), [], []
     for _ in range(kills):
         wait = chooser.uniform(2, longest)
-        process = subprocess.Popen(command(name, corpus, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command(name, corpus, out, fast), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         try:
             process.wait(wait)
             raise SystemExit(f"{name}: ended by itself after {wait:.0f} s; train longer")
@@ -65,7 +67,8 @@ def killed(name: str, corpus: Path, out: Path, kills: int, longest: float) -> di
         steps.append(int(found[-1].name.removeprefix("step-")) if found else 0)
         waits.append(round(wait, 1))
         print(f"{name}: killed after {wait:.1f} s; newest checkpoint: step {steps[-1]}", flush=True)
-    subprocess.run(command(name, corpus, out), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.run(command(name, corpus, out, fast), check=True, **quiet)
     return {"killed_after_seconds": waits, "newest_checkpoint_at_each_kill": steps}
 
 
@@ -91,6 +94,21 @@ def survival(corpus: Path, folder: Path, kills: int) -> dict[str, Any]:
         results[name] = {"seconds_straight": round(seconds, 1), **story, "equal": one == other, "sha256": one}
         print(f"{name}: equal bit for bit: {one == other}", flush=True)
     return results
+
+
+def fast_mode(corpus: Path, folder: Path) -> dict[str, Any]:
+    """Validation losses without --deterministic: twice straight, once killed three times."""
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    losses = {}
+    for run in ("straight", "straight again", "killed"):
+        out = folder / f"fast-{run.replace(' ', '-')}"
+        if run == "killed":
+            killed("transformer", corpus, out, 3, longest=20.0, fast=True)
+        else:
+            subprocess.run(command("transformer", corpus, out, fast=True), check=True, **quiet)
+        losses[run] = json.loads((out / "history.json").read_text())["history"]["val_loss"]
+        print(f"fast mode, {run}: {losses[run]}", flush=True)
+    return losses
 
 
 def overhead(corpus: Path, folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
@@ -123,8 +141,7 @@ def overhead(corpus: Path, folder: Path, rounds: int, seconds: float) -> dict[st
         saves.append(len(checkpoint.costs))
         costs += checkpoint.costs
         print({kind: round(taken[-1], 1) for kind, taken in times.items()}, "saves", saves[-1], flush=True)
-    started = time.perf_counter()
-    Checkpoint(folder / "c", resume=True, tokenizer=prepared.tokenizer).close()
+    verify, restore = resume_seconds(model, prepared, folder / "c", steps, batches)
     with_, without = (statistics.median(times[kind]) for kind in ("with", "without"))
     return {
         "model": "transformer_quickstart",
@@ -136,8 +153,39 @@ def overhead(corpus: Path, folder: Path, rounds: int, seconds: float) -> dict[st
         "saves_in_each_round": saves,
         "seconds_of_a_save": round(statistics.median(costs), 3),
         "share_of_time_spent_saving": round(sum(costs) / sum(times["with"]), 4),
-        "seconds_to_find_and_verify_the_newest": round(time.perf_counter() - started, 3),
+        "seconds_to_find_and_verify_the_newest": round(verify, 3),
+        "seconds_to_put_its_state_back": round(restore, 3),
     }
+
+
+def resume_seconds(model: Any, corpus: Any, folder: Path, steps: int, batches: dict[str, Any]) -> tuple[float, float]:
+    """Seconds to open the newest checkpoint, and to put it into a model that `fit` has compiled."""
+    import keras
+
+    from kerasllm.training import Checkpoint
+
+    for path in sorted(folder.glob("step-*"))[1:]:
+        shutil.rmtree(path)  # that of the end: there would be nothing to go on with
+    started = time.perf_counter()
+    checkpoint = Checkpoint(folder, resume=True, tokenizer=corpus.tokenizer)
+    opened = time.perf_counter()
+    times = [opened]
+
+    class Clock(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            times.append(time.perf_counter())
+
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            times.append(time.perf_counter())
+            raise KeyboardInterrupt
+
+    data = corpus.dataset("train", **batches, start=checkpoint.step)
+    try:
+        callbacks = [Clock(), *checkpoint.together_with([])]
+        model.fit(data, steps_per_epoch=steps, epochs=checkpoint.epoch + 1, verbose=0, callbacks=callbacks)
+    except KeyboardInterrupt:
+        checkpoint.close()
+    return opened - started, times[2] - times[1]
 
 
 def Timed(*args: Any, **kwargs: Any) -> Any:  # noqa: N802
@@ -170,6 +218,7 @@ def main() -> None:
         prepare(default_corpus(), folder / "corpus", vocabulary_size=1024, validation=0.03, progress=False)
         content["overhead"] = overhead(folder / "corpus", folder, args.rounds, args.seconds)
         content["killed"] = survival(folder / "corpus", folder, args.kills)
+        content["fast_mode_validation_losses"] = fast_mode(folder / "corpus", folder)
     write_json(args.out, content)
 
 

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors.numpy
 
-from kerasllm.convert.safetensors_folder import SafetensorsFolder
+from kerasllm.convert.safetensors_folder import SafetensorsFolder, write_tensors
 from kerasllm.errors import InputError
 from kerasllm.files import atomic_folder, read_json, remove_folder, write_json
 from kerasllm.folder import WEIGHTS, verify, write_description, write_manifest
@@ -62,9 +61,8 @@ def write(
     with atomic_folder(path, overwrite=True) as target:
         if model is not None and tokenizer is not None:
             write_description(model, tokenizer, target)
-        for name, arrays in ((WEIGHTS, snapshot.weights), (_ARRAYS, snapshot.arrays)):
-            # not `save_file`, which has an exception of its own for a full disk
-            (target / name).write_bytes(safetensors.numpy.save(arrays))
+        write_tensors(target / WEIGHTS, snapshot.weights)
+        write_tensors(target / _ARRAYS, snapshot.arrays)
         write_json(target / _CONTENT, {"format": _FORMAT, "step": step, **snapshot.content})
         write_manifest(target)
     return path
