@@ -88,13 +88,12 @@ def generate_sequences(
     if not (given := as_list(prompts)[0]):
         return []
     found: Any
+    reads: dict[str, Any] = {"sources": sources, "source_tokenizer": source_tokenizer}
     if num_beams > 1:
-        source = read_sources(model, source_tokenizer or tokenizer, sources, len(given))
-        found = _search(model, tokenizer, given, source, max_new_tokens, num_beams, length_penalty, jit_compile)
+        found = _search(model, tokenizer, given, max_new_tokens, num_beams, length_penalty, jit_compile, **reads)
         counts = np.minimum(np.sum(found.exist, axis=1), num_sequences)
     else:
-        more: dict[str, Any] = {"copies": num_sequences, "log_probs": True, "jit_compile": jit_compile}
-        more |= {"sources": sources, "source_tokenizer": source_tokenizer}
+        more = {"copies": num_sequences, "log_probs": True, "jit_compile": jit_compile, **reads}
         drawing = Continuations(model, tokenizer, given, max_new_tokens, how, stops, seed, **more)
         drawing.finish()
         found, counts = drawing.decoding, np.full(len(given), num_sequences)
@@ -132,12 +131,14 @@ def _search(
     model: LanguageModel,
     tokenizer: TextCodec,
     prompts: Sequence[Prompt],
-    source: Sequence[np.ndarray],
     max_new_tokens: int,
     beams: int,
     length_penalty: float,
     jit_compile: bool,
+    sources: Prompt | Sequence[Prompt] | None,
+    source_tokenizer: TextCodec | None,
 ) -> Hypotheses:
+    source = read_sources(model, source_tokenizer or tokenizer, sources, len(prompts))
     tokens, padding, capacity = read_prompts(model, tokenizer, prompts, max_new_tokens)
     options: dict[str, Any] = {"beams": beams, "capacity": capacity, "stop_ids": tokenizer.stop_ids}
 
