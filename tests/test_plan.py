@@ -259,6 +259,19 @@ def test_decoding_is_bound_by_bandwidth_and_then_by_the_products():
     assert planning.plan_model("bert_base", device="t4").cache_bytes == 0
 
 
+def test_an_encoder_with_a_pooler_makes_no_logits():
+    """It stands under the head of a task; pretraining by masked words, without a pooler, does make them."""
+    made = planning.plan_model("minilm_l6", batch_size=64, length=128)
+    assert made.logits_bytes == 0 and all(s.memory.logits == 0 for s in made.scenarios)
+    config = dataclasses.replace(planning.read_config("minilm_l6"), pooler=False)
+    masked = planning.plan(config, batch_size=64, length=128)
+    assert masked.logits_bytes == 4 * 64 * 128 * 30_522
+    table = 30_522 * 384
+    assert masked.forward_flops_per_token - made.forward_flops_per_token == 2 * table
+    for with_logits, without in zip(masked.scenarios, made.scenarios, strict=True):
+        assert with_logits.memory.copies - without.memory.copies == 4 * table
+
+
 def test_files_and_bad_input(tmp_path):
     path = tmp_path / "mine.json"
     path.write_text(json.dumps({"class": "LSTMLanguageModel", "config": {"embedding_dim": 8, "hidden_dim": 12}}))

@@ -91,12 +91,23 @@ def float32_parameters(config: ModelConfig) -> int:
     return own + table.get("output bias", 0)
 
 
-def projection_parameters(config: ModelConfig) -> int:
-    """Size of the matrix that makes logits, tied or not.
+def makes_logits(config: ModelConfig) -> bool:
+    """Whether tokens are projected to the vocabulary: an encoder with a pooler is one for heads, which do not.
 
     Args:
         config: A Transformer's or an LSTM's.
     """
+    return not getattr(config, "pooler", False)
+
+
+def projection_parameters(config: ModelConfig) -> int:
+    """Size of the matrix that makes logits, tied or not; 0 where none are made.
+
+    Args:
+        config: A Transformer's or an LSTM's.
+    """
+    if not makes_logits(config):
+        return 0
     table = parameter_table(config)
     return table.get("projection", table["embedding"])
 
@@ -121,7 +132,7 @@ def layer_matrices(config: ModelConfig) -> list[int]:
 def projected_parameters(config: ModelConfig) -> int:
     """Parameters a token is multiplied with: every matrix but look-up tables; biases and norms are left out.
 
-    A tied table counts once, as the projection. BERT's pooler does not count: logits do not pass it.
+    A tied table counts once, as the projection. BERT's pooler does not count: it sees one token of a sequence.
 
     Args:
         config: A Transformer's or an LSTM's.

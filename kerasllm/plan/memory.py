@@ -30,7 +30,7 @@ class Memory:
         copies: Weights in the compute dtype (mixed policies), the output projection in float32 (16-bit policies), and
             what a device gathers of a layer whose weights are sharded.
         activations: What the backward pass needs of the forward pass; in serving, the largest layer's intermediates.
-        logits: float32; in training also their gradient.
+        logits: float32; in training also their gradient. None of an encoder with a pooler.
         cache: Decode state.
     """
 
@@ -159,7 +159,7 @@ def activation_bytes(config: ModelConfig, dtype: str, rows: int, length: int, *,
         width, inputs = config.output_dim, [config.embedding_dim, *(ways * units for units in config.layer_dims[:-1])]
         norms, mask = 0, 0
     # Outside of the layers: norms as above, and the input of the projection in float32.
-    around = tokens * (width * (8 * norms + 4) + mask)
+    around = tokens * (width * (8 * norms + (4 if counts.makes_logits(config) else 0)) + mask)
     if recompute:
         return around + max(layers) + tokens * size * sum(inputs)
     return around + sum(layers)
@@ -196,7 +196,7 @@ def training_memory(
         optimizer=-(-2 * weights // ways),
         copies=-(-copy_bytes(config, dtype) // ways) + (_gathered(config, dtype) if ways > 1 else 0),
         activations=activation_bytes(config, dtype, rows, length, recompute=recompute),
-        logits=8 * config.vocabulary_size * rows * length,
+        logits=8 * logit_values(config, rows, length),
     )
 
 
@@ -223,9 +223,20 @@ def serving_memory(
         weights=-(-weight_bytes(config, dtype) // ways),
         copies=-(-copy_bytes(config, dtype) // ways) + (_gathered(config, dtype) if ways > 1 else 0),
         activations=working,
-        logits=4 * config.vocabulary_size * rows * (1 if causal else length),
+        logits=4 * logit_values(config, rows, 1 if causal else length),
         cache=size * rows * counts.cache_values(config, length),
     )
+
+
+def logit_values(config: ModelConfig, rows: int, length: int) -> int:
+    """Number of logits of a batch.
+
+    Args:
+        config: A Transformer's or an LSTM's.
+        rows: Sequences.
+        length: Tokens in each that are projected to the vocabulary.
+    """
+    return config.vocabulary_size * rows * length if counts.makes_logits(config) else 0
 
 
 def _gathered(config: ModelConfig, dtype: str) -> int:

@@ -74,7 +74,7 @@ class Plan:
         optimizer_bytes: AdamW's moments.
         activation_bytes: Kept for the backward pass, for the whole batch.
         recomputed_activation_bytes: The same where only the inputs of layers are kept.
-        logits_bytes: float32 logits of the whole batch.
+        logits_bytes: float32 logits of the whole batch; 0 of an encoder with a pooler.
         cache_bytes_per_token: What each token adds to the decode state of a sequence.
         cache_bytes: Decode state for `batch_size` sequences of `length` tokens.
         forward_flops_per_token: Matrix products of a forward pass.
@@ -206,7 +206,7 @@ def _whole(config: ModelConfig, dtype: str, batch_size: int, length: int, accumu
         "optimizer_bytes": 2 * weights,
         "activation_bytes": sizes.activation_bytes(*layout),
         "recomputed_activation_bytes": sizes.activation_bytes(*layout, recompute=True),
-        "logits_bytes": 4 * config.vocabulary_size * batch_size * length,
+        "logits_bytes": 4 * sizes.logit_values(config, batch_size, length),
         "cache_bytes_per_token": cache // length if isinstance(config, TransformerConfig) else 0,
         "cache_bytes": batch_size * cache,
     }
