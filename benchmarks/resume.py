@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from kerasllm.data import default_corpus, load_corpus, prepare
-from kerasllm.files import write_json
+from kerasllm.files import read_json, write_json
 from kerasllm.quickstart import commit, device
 
 OPTIONS = ["--deterministic", "--save-every", "25", "--evaluations", "4", "--patience", "9", "--seed", "3"]
@@ -52,11 +52,10 @@ def command(name: str, corpus: Path, out: Path, fast: bool = False) -> list[str]
 def killed(name: str, corpus: Path, out: Path, kills: int, longest: float, fast: bool = False) -> dict[str, Any]:
     """Run to the end in spite of kills at random moments; what happened."""
     chooser, steps, waits = random.Random(0), [], []
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     for _ in range(kills):
         wait = chooser.uniform(2, longest)
-        process = subprocess.Popen(
-            command(name, corpus, out, fast), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command(name, corpus, out, fast), **quiet)
         try:
             process.wait(wait)
             raise SystemExit(f"{name}: ended by itself after {wait:.0f} s; train longer")
@@ -67,7 +66,6 @@ def killed(name: str, corpus: Path, out: Path, kills: int, longest: float, fast:
         steps.append(int(found[-1].name.removeprefix("step-")) if found else 0)
         waits.append(round(wait, 1))
         print(f"{name}: killed after {wait:.1f} s; newest checkpoint: step {steps[-1]}", flush=True)
-    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     subprocess.run(command(name, corpus, out, fast), check=True, **quiet)
     return {"killed_after_seconds": waits, "newest_checkpoint_at_each_kill": steps}
 
@@ -113,7 +111,7 @@ def fast_mode(corpus: Path, folder: Path) -> dict[str, Any]:
 
 def overhead(corpus: Path, folder: Path, rounds: int, seconds: float) -> dict[str, Any]:
     """Time of `fit` with and without checkpoints, in turns; and how long saving and resuming take."""
-    from kerasllm.training import Checkpoint, TrainingOptions, make_model
+    from kerasllm.training import TrainingOptions, make_model
     from kerasllm.training.options import optimizer
 
     prepared = load_corpus(corpus)
@@ -208,18 +206,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=90.0, help="of each round")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each round")
+    parser.add_argument("--parts", nargs="*", default=["overhead", "killed", "fast"], help="others stay in the file")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "resume.json")
     args = parser.parse_args()
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    content = {"command": "python benchmarks/resume.py", "commit": commit(), "device": device()}
+    content: dict[str, Any] = read_json(args.out) if args.out.exists() else {}
+    content |= {"command": "python benchmarks/resume.py", "device": device()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(default_corpus(), folder / "corpus", vocabulary_size=1024, validation=0.03, progress=False)
-        content["overhead"] = overhead(folder / "corpus", folder, args.rounds, args.seconds)
-        content["killed"] = survival(folder / "corpus", folder, args.kills)
-        content["fast_mode_validation_losses"] = fast_mode(folder / "corpus", folder)
-    write_json(args.out, content)
+        corpus = folder / "corpus"
+        prepare(default_corpus(), corpus, vocabulary_size=1024, validation=0.03, progress=False)
+        for part in args.parts:
+            if part == "overhead":
+                figures = overhead(corpus, folder, args.rounds, args.seconds)
+            elif part == "killed":
+                figures = survival(corpus, folder, args.kills)
+            else:
+                figures = {"validation_losses": fast_mode(corpus, folder)}
+            content[part] = {"commit": commit(), **figures}
+            write_json(args.out, content)
 
 
 if __name__ == "__main__":
