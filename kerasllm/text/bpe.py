@@ -113,8 +113,6 @@ class BytePairTokenizer(Tokenizer):
         self.special_tokens = sorted({*special_tokens, *named}, key=self._ids.__getitem__)
         self.user_tokens = sorted({*user_tokens} - {*self.special_tokens}, key=self._ids.__getitem__)
         self.bos_id, self.eos_id = (self._ids[token] for token in named)
-        ends = [self._ids[token] for token in ENDS if token in self.special_tokens]
-        self._ends = list(dict.fromkeys([self.eos_id, *ends]))
         # A file may name all of them: tokenizers that stop at the same tokens have the same fingerprint.
         self._stop_ids = [i for i in dict.fromkeys(self._stop_ids) if i not in self._ends]
         self.lossless = all(byte_alphabet()[byte] in self._ids for byte in _VALID)
@@ -207,6 +205,12 @@ class BytePairTokenizer(Tokenizer):
     def stop_ids(self) -> tuple[int, ...]:
         """See `Tokenizer.stop_ids`; special tokens that are known to end a text or a turn are among them."""
         return (*self._ends, *self._stop_ids)
+
+    @functools.cached_property
+    def _ends(self) -> tuple[int, ...]:
+        """The end token, and the special ones that are known to end a text or a turn."""
+        known = [self._ids[token] for token in ENDS if token in self.special_tokens]
+        return tuple(dict.fromkeys([self.eos_id, *known]))
 
     def encode(self, text: str) -> list[int]:
         """See `Tokenizer.encode`; special tokens in the text become their ids."""
