@@ -113,7 +113,6 @@ class BytePairTokenizer(Tokenizer):
         self.special_tokens = sorted({*special_tokens, *named}, key=self._ids.__getitem__)
         self.user_tokens = sorted({*user_tokens} - {*self.special_tokens}, key=self._ids.__getitem__)
         self.bos_id, self.eos_id = (self._ids[token] for token in named)
-        # A file may name all of them: tokenizers that stop at the same tokens have the same fingerprint.
         self._stop_ids = [i for i in dict.fromkeys(self._stop_ids) if i not in self._ends]
         self.lossless = all(byte_alphabet()[byte] in self._ids for byte in _VALID)
         hidden = set(self.special_tokens)
@@ -208,7 +207,10 @@ class BytePairTokenizer(Tokenizer):
 
     @functools.cached_property
     def _ends(self) -> tuple[int, ...]:
-        """The end token, and the special ones that are known to end a text or a turn."""
+        """The end token, and the special ones that are known to end a text or a turn.
+
+        `_stop_ids` has none of them, although a file may name all: the fingerprint says where a tokenizer stops.
+        """
         known = [self._ids[token] for token in ENDS if token in self.special_tokens]
         return tuple(dict.fromkeys([self.eos_id, *known]))
 
