@@ -29,13 +29,16 @@ _MODULES = (
 _NAMES = {
     "InputError": "errors",
     "LSTMConfig": "config",
+    "LSTMEncoderDecoderConfig": "config",
     "TransformerConfig": "config",
+    "TransformerSeq2SeqConfig": "config",
     "export_saved_model": "export",
     "export_tflite": "export",
     "generate": "generation",
     "load": "folder",
     "save": "folder",
     "stream": "generation",
+    "translate": "generation",
 }
 
 __all__ = ["__version__", *_MODULES, *_NAMES]
@@ -58,7 +61,9 @@ if TYPE_CHECKING:
     from kerasllm import text as text
     from kerasllm import training as training
     from kerasllm.config import LSTMConfig as LSTMConfig
+    from kerasllm.config import LSTMEncoderDecoderConfig as LSTMEncoderDecoderConfig
     from kerasllm.config import TransformerConfig as TransformerConfig
+    from kerasllm.config import TransformerSeq2SeqConfig as TransformerSeq2SeqConfig
     from kerasllm.errors import InputError as InputError
     from kerasllm.export import export_saved_model as export_saved_model
     from kerasllm.export import export_tflite as export_tflite
@@ -66,6 +71,7 @@ if TYPE_CHECKING:
     from kerasllm.folder import save as save
     from kerasllm.generation import generate as generate
     from kerasllm.generation import stream as stream
+    from kerasllm.generation import translate as translate
 
 
 def __getattr__(name: str) -> Any:
