@@ -26,6 +26,11 @@ _HOUSEKEEPING = frozenset(
 )
 """Keys that say nothing of what the model computes (in LLaMA `pretraining_tp` splits a matmul without changing it)."""
 
+_ROPE_KEYS = {
+    *("rope_type", "type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor"),
+    "original_max_position_embeddings",
+}
+
 _LEGACY: Mapping[str, tuple[Any, ...]] = {
     "n_special": (0,),
     "pooler_type": ("first_token_transform",),
@@ -72,6 +77,8 @@ def _read_llama(values: Values) -> Values:
     length = values.get("max_position_embeddings", _DEFAULTS["llama"]["max_sequence_length"])
     if (other := values.pop("max_sequence_length", length)) != length:
         raise InputError(f"max_sequence_length {other!r} is not max_position_embeddings {length!r}; set them alike")
+    if unknown := sorted(set(rope) - _ROPE_KEYS):
+        raise InputError(f"{unknown[0]!r} of its rotary positions is unknown; such models are not supported")
     attention, mlp = values.pop("attention_bias", False), values.pop("mlp_bias", False)
     fields.update(use_bias=mlp, attention_bias=None if attention == mlp else attention)
     head_dim = values.pop("head_dim", None)
