@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -89,8 +90,11 @@ def set_value(variable: keras.Variable, value: Any) -> None:
 
     Args:
         variable: The variable.
-        value: Array of the variable's shape; cast to its dtype.
+        value: Array or variable of the variable's shape; cast to its dtype. It is copied: models that shared memory
+            would be trained together, and JAX would give it away.
     """
+    if not isinstance(value, np.ndarray):
+        value = np.array(ops.convert_to_numpy(value))
     value = ops.cast(value, variable.dtype)
     if variable._value is None:
         variable._initialize(value)

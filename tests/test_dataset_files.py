@@ -292,7 +292,11 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("reader", "content"), [(reader, content) for reader in BAD for content in BAD[reader]])
+@pytest.mark.parametrize(
+    ("reader", "content"),
+    # names of their own: archives hold the time, and every process must find the same tests
+    [pytest.param(reader, bad, id=f"{reader}-{i}") for reader in BAD for i, bad in enumerate(BAD[reader])],
+)
 def test_files_of_another_form(tmp_path, reader, content):
     path = tmp_path / {"polarity": "a.zip", "tweets": "a.tar.gz"}.get(reader, "a.txt")
     path.write_bytes(content)

@@ -289,3 +289,14 @@ def test_heads_that_transformers_lacks_are_refused(tmp_path):
             to_huggingface(model, tmp_path / "out")
     with pytest.raises(InputError, match="counterpart"):
         to_huggingface(made(TokenClassifier, "lstm"), tmp_path / "out")
+
+
+def test_a_head_copies_the_weights_of_its_backbone():
+    backbone = make(ALL["bert"])
+    before = backbone.get_weights()
+    model = SequenceClassifier.from_backbone(backbone, num_classes=2, pooling="mean")
+    model.compile(keras.optimizers.SGD(0.5))
+    model.fit(np.ones((4, 5), "int32"), np.array([0, 1, 1, 1]), verbose=0)
+    assert any((a != b).any() for a, b in zip(model.backbone.get_weights(), before, strict=False) if a.shape == b.shape)
+    for weight, value in zip(backbone.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, value)
