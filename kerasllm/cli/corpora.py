@@ -96,7 +96,9 @@ def prepare(source: str, out: str, as_json: bool, **options: Any) -> None:
 @click.option(
     "--explosion", default=2.0, type=Number(min=0), show_default=True, help="Stop at so many times the first loss."
 )
-@click.option("--carry-state", is_flag=True, help="LSTMs go on from window to window instead of from zeros.")
+@click.option(
+    "--carry-state", is_flag=True, default=False, help="LSTMs go on from window to window instead of from zeros."
+)
 @click.option(
     "--skip-nonfinite", default=0, type=NATURAL, show_default=True, help="Steps to leave out at most if they give NaN."
 )
@@ -112,8 +114,15 @@ def prepare(source: str, out: str, as_json: bool, **options: Any) -> None:
     type=click.Choice(["float32", "mixed_bfloat16", "mixed_float16"]),
     help="Dtype policy.",
 )
-@click.option("--deterministic", is_flag=True, help="The same result bit for bit, interrupted or not; slower.")
-@click.option("--save-every", type=COUNT, help="Steps between checkpoints; by default as often as costs at most 2 %.")
+@click.option(
+    "--deterministic", is_flag=True, default=False, help="The same result bit for bit, interrupted or not; slower."
+)
+@click.option(
+    "--save-every",
+    type=COUNT,
+    default=None,
+    help="Steps between checkpoints; by default as often as costs at most 2 %.",
+)
 @click.option("--keep", default=2, type=COUNT, show_default=True, help="Newest checkpoints to keep, besides the best.")
 @overwrite_option
 @json_option
